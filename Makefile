@@ -1,0 +1,46 @@
+# Everything a fresh machine needs: Python >= 3.11, pip and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# faiss has one wheel for the CPU and one for NVIDIA GPUs, and a machine may hold only one of them.
+FAISS := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+
+.PHONY: help install demo test heavy lint lock clean-demo
+
+help:
+	@echo "make demo   mine and train for several rounds on the bundled emoji set; ends with a table and runs/demo/report.html"
+	@echo "make test   install what is needed and run the tests"
+	@echo "make lint   ruff, mypy, import contracts"
+	@echo "make heavy  the long suites: every kill point, many bit flips"
+	@echo "make lock   write requirements.lock from what is installed"
+
+install: $(VENV)/installed-$(FAISS)
+
+$(VENV)/installed-$(FAISS): pyproject.toml requirements.lock
+	@echo "installing quintain with faiss-$(FAISS) into $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev,$(FAISS)]'
+	@touch $@
+
+demo: install
+	$(BIN)/pipelines run --demo --run-dir runs/demo
+
+test: install
+	$(BIN)/python -m pytest
+
+heavy: install
+	$(BIN)/python -m pytest -m heavy
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+lock:
+	{ echo "# Versions the project is tested with; 'make lock' writes this file."; \
+	  $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | grep -v '^faiss-'; \
+	  echo "faiss-cpu==1.15.1"; echo "faiss-gpu==1.15.1"; } > requirements.lock
+
+clean-demo:
+	rm -rf runs/demo
