@@ -1,0 +1,48 @@
+"""How every command line of the project ends: one sentence and an exit code, never a traceback a user caused."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import click
+
+from miner.artifacts.errors import QuintainError
+
+__all__ = ["CommandGroup"]
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE}
+_EXIT_CODES = "Exit codes: 0 done, 2 wrong usage, 3 bad input, 4 damaged artifact, 5 another writer, 75 try again."
+
+
+class CommandGroup(click.Group):
+    """A click group that turns the error tree of `miner.artifacts.errors` into sentences and exit codes."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("epilog", _EXIT_CODES)
+        kwargs.setdefault("context_settings", {"help_option_names": ["-h", "--help"], "max_content_width": 110})
+        super().__init__(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; a `QuintainError` or a disk that cannot be written ends it with one sentence."""
+        try:
+            return super().invoke(ctx)
+        except QuintainError as error:
+            _end(ctx, str(error), error.exit_code)
+        except OSError as error:
+            if error.errno is None or (error.filename is None and error.errno not in _FULL):
+                raise
+            where = f" ({error.filename})" if error.filename else ""
+            if error.errno in _FULL:
+                _end(
+                    ctx,
+                    f"the disk would not take the data: {error.strerror}{where}. Nothing committed was lost; "
+                    "make room and run the same command again.",
+                    75,
+                )
+            _end(ctx, f"{error.strerror}{where}: check that the path exists and may be read and written.", 3)
+
+
+def _end(ctx: click.Context, sentence: str, code: int) -> None:
+    click.echo(f"error: {sentence}", err=True)
+    ctx.exit(code)

@@ -1,0 +1,132 @@
+"""Where artifacts live, behind one small interface: local disk now, object stores by one more class.
+
+Names are relative, `/`-separated and contained in the store. Two writes exist. `create` is the commit: it makes a
+name appear whole and only if it was absent, so of several writers exactly one wins. `put` moves a finished file into
+place and may replace what a killed writer left.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from miner.artifacts.errors import BadInput
+
+__all__ = ["LocalStore", "Store"]
+
+
+class Store(Protocol):
+    """Named bytes. Every method raises OSError when the storage fails and BadInput for a name that leaves the store."""
+
+    @property
+    def url(self) -> str:
+        """Where this is, as shown to people."""
+        ...
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write `name` durably if it is absent. False when it already exists; that content then stays."""
+        ...
+
+    def put(self, name: str, source: Path) -> None:
+        """Move the local file `source` to `name`, durably and at once."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """All bytes of `name`. Raises FileNotFoundError."""
+        ...
+
+    def exists(self, name: str) -> bool: ...
+
+    def names(self, prefix: str) -> list[str]:
+        """Names directly below `prefix` (files and folders), sorted; empty when there is none."""
+        ...
+
+    def local(self, name: str) -> Path:
+        """A local file holding the content of `name`, to memory-map. Raises FileNotFoundError."""
+        ...
+
+    def scratch(self, prefix: str, suffix: str = "") -> Path:
+        """A fresh local path from which `put` below `prefix` is cheap."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Delete `name`; nothing happens when it is absent."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalStore:
+    """A folder on a disk. Files appear by link or rename after fsync, and the folder is synced after them."""
+
+    root: Path
+
+    @property
+    def url(self) -> str:
+        return str(self.root)
+
+    def _path(self, name: str) -> Path:
+        parts = PurePosixPath(name).parts
+        if name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
+            raise BadInput(f"artifact name {name!r} leaves {self.root}; names are relative and stay inside.")
+        return self.root.joinpath(*parts)
+
+    def create(self, name: str, data: bytes) -> bool:
+        target = self._path(name)
+        source = self.scratch(str(PurePosixPath(name).parent))
+        try:
+            with open(source, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.link(source, target)
+            except FileExistsError:
+                return False
+            _sync_folder(target.parent)
+            return True
+        finally:
+            source.unlink(missing_ok=True)
+
+    def put(self, name: str, source: Path) -> None:
+        target = self._path(name)
+        with open(source, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(source, target)
+        _sync_folder(target.parent)
+
+    def read(self, name: str) -> bytes:
+        return self._path(name).read_bytes()
+
+    def exists(self, name: str) -> bool:
+        return self._path(name).exists()
+
+    def names(self, prefix: str) -> list[str]:
+        folder = self._path(prefix)
+        if not folder.is_dir():
+            return []
+        return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+
+    def local(self, name: str) -> Path:
+        path = self._path(name)
+        if not path.is_file():
+            raise FileNotFoundError(2, "No such file", str(path))
+        return path
+
+    def scratch(self, prefix: str, suffix: str = "") -> Path:
+        folder = self._path(prefix)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f".tmp-{secrets.token_hex(8)}{suffix}"
+
+    def remove(self, name: str) -> None:
+        self._path(name).unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
