@@ -21,6 +21,8 @@ __all__ = ["LocalStore", "Store"]
 class Store(Protocol):
     """Named bytes. Every method raises OSError when the storage fails and BadInput for a name that leaves the store."""
 
+    def __hash__(self) -> int: ...
+
     @property
     def url(self) -> str:
         """Where this is, as shown to people."""
@@ -55,6 +57,13 @@ class Store(Protocol):
     def remove(self, name: str) -> None:
         """Delete `name`; nothing happens when it is absent."""
         ...
+
+    def sweep(self, prefix: str) -> None:
+        """Delete what killed writers left of `scratch` below `prefix`; only while nobody else writes there."""
+        ...
+
+
+_SCRATCH = ".tmp-"
 
 
 @dataclass(frozen=True)
@@ -118,10 +127,14 @@ class LocalStore:
     def scratch(self, prefix: str, suffix: str = "") -> Path:
         folder = self._path(prefix)
         folder.mkdir(parents=True, exist_ok=True)
-        return folder / f".tmp-{secrets.token_hex(8)}{suffix}"
+        return folder / f"{_SCRATCH}{secrets.token_hex(8)}{suffix}"
 
     def remove(self, name: str) -> None:
         self._path(name).unlink(missing_ok=True)
+
+    def sweep(self, prefix: str) -> None:
+        for left in self._path(prefix).glob(f"{_SCRATCH}*"):
+            left.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,0 +1,158 @@
+"""`pipelines`: plan, run and look at the loop. Heavy imports wait inside the commands."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from miner import __version__
+from miner.artifacts.command import CommandGroup
+
+if TYPE_CHECKING:
+    from pipelines.settings import Settings
+
+__all__ = ["main"]
+
+_EXAMPLES = """
+\b
+Examples:
+  pipelines run --demo --run-dir runs/demo      the bundled emoji set, several rounds, in minutes
+  pipelines plan run.toml                       what would run, what is reused and why
+  pipelines run run.toml --executor inline      no cluster: everything in this process
+  pipelines run run.toml --address 10.0.0.1:6379
+  pipelines status runs/demo
+"""
+
+
+@click.group(cls=CommandGroup, help="Run the mining loop: encode, index, mine, fit, evaluate, again.\n" + _EXAMPLES)
+@click.version_option(__version__, prog_name="quintain")
+def main() -> None:
+    pass
+
+
+def _run_options(command: Any) -> Any:
+    options = [
+        click.argument("run_file", type=click.Path(dir_okay=False, path_type=Path), required=False),
+        click.option("--demo", is_flag=True, help="Use the demo's settings on the bundled emoji set."),
+        click.option("--run-dir", type=click.Path(file_okay=False, path_type=Path),
+                     help="Where the run lives.  [default: runs/<name of the run file>]"),
+        click.option("--executor", type=click.Choice(["ray", "inline"]), help="Overrides [executor] kind."),
+        click.option("--workers", type=click.IntRange(min=1), help="Overrides [executor] workers."),
+        click.option("--address", help="Overrides [executor] address: a Ray cluster to join."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@main.command()
+@_run_options
+def plan(run_file: Path | None, **options: Any) -> None:
+    """Show what `run` would do, stage by stage: what is reused and why, disk and memory. Starts nothing."""
+    from miner.artifacts.store import LocalStore
+    from pipelines.loop import describe, steps_of
+    from pipelines.tables import plan_table
+
+    settings, root = _settings(run_file, **options)
+    click.echo(plan_table(steps_of(settings, describe(settings), LocalStore(root))))
+
+
+@main.command()
+@_run_options
+def run(run_file: Path | None, **options: Any) -> None:
+    """Do everything that is not done yet.
+
+    Resumes by default: after a kill, the same command goes on where it stopped; when all is done it does nothing.
+    Ends with a table of the rounds and a page, RUN_DIR/report.html.
+    """
+    from miner.artifacts.pairs import PAIRS, open_pairs
+    from miner.artifacts.store import LocalStore
+    from pipelines import loop
+    from pipelines.executors import open_executor
+    from pipelines.jobs import artifact_at
+    from pipelines.jobs.report import PAGE
+    from pipelines.progress import open_progress
+    from pipelines.summary import round_views
+    from pipelines.tables import summary_table
+
+    settings, root = _settings(run_file, **options)
+    store = LocalStore(root)
+    with loop.hold(root):
+        progress = open_progress()
+        try:
+            data = loop.describe(settings)
+            loop.prepare(settings, data, store)
+            steps = loop.steps_of(settings, data, store)
+            todo = sum(step.state != "done" for step in steps)
+            progress.say(f"{root}: {len(steps) - todo} stages reused, {todo} to run")
+            if todo:
+                executor = open_executor(settings.executor, progress)
+                try:
+                    steps = loop.run(settings, data, store, executor, progress)
+                finally:
+                    executor.close()
+        finally:
+            progress.close()
+        page = artifact_at(store, steps[-1].prefix).read(PAGE)
+        if not (root / PAGE).is_file() or (root / PAGE).read_bytes() != page:
+            source = store.scratch("")
+            source.write_bytes(page)
+            store.put(PAGE, source)
+    click.echo(summary_table(round_views(steps, store, open_pairs(artifact_at(store, PAIRS)))))
+    click.echo(f"\npage: {root / PAGE}")
+
+
+@main.command()
+@click.argument("run_dir", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def status(run_dir: Path, as_json: bool) -> None:
+    """Show how far the run in RUN_DIR is. Reads manifests alone: works while it runs, and with no cluster up."""
+    from miner.artifacts.pairs import PAIRS, open_pairs
+    from miner.artifacts.store import LocalStore
+    from pipelines import loop
+    from pipelines.jobs import artifact_at
+    from pipelines.summary import round_views
+    from pipelines.tables import plan_table, summary_table
+
+    store = LocalStore(run_dir)
+    settings = loop.saved_settings(store)
+    data = loop.saved_data(store) or loop.describe(settings)
+    steps = loop.steps_of(settings, data, store)
+    views = round_views(steps, store, open_pairs(artifact_at(store, PAIRS)))
+    if as_json:
+        stages = [{"stage": s.stage.name, "state": s.state, "why": s.why} for s in steps]
+        rounds = [
+            {"round": v.round, "metrics": v.metrics, "hardness": v.hardness, "overlap": v.overlap, "seconds": v.seconds}
+            for v in views
+        ]
+        json.dump({"stages": stages, "rounds": rounds}, sys.stdout, indent=1)
+        click.echo()
+        return
+    click.echo(plan_table(steps))
+    if views:
+        click.echo("\n" + summary_table(views))
+
+
+def _settings(
+    run_file: Path | None,
+    demo: bool,
+    run_dir: Path | None,
+    executor: str | None,
+    workers: int | None,
+    address: str | None,
+) -> tuple[Settings, Path]:
+    from dataclasses import replace
+
+    from pipelines.settings import DEMO, Settings
+
+    if (run_file is None) != demo:
+        raise click.UsageError("give either a RUN_FILE or --demo.")
+    path = run_file or DEMO
+    settings = Settings.load(path)
+    given = {"kind": executor, "workers": workers, "address": address}
+    changed = settings.executor.model_copy(update={key: value for key, value in given.items() if value is not None})
+    return replace(settings, executor=changed), run_dir or Path("runs") / path.stem

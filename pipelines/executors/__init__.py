@@ -1,0 +1,47 @@
+"""Where a stage's work is done. Every executor commits the same bytes."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import Protocol
+
+from miner.artifacts.manifest import Artifact
+from pipelines.jobs import Task
+from pipelines.progress import Progress
+from pipelines.settings import ExecutorConfig
+
+__all__ = ["Executor", "open_executor"]
+
+
+class Executor(Protocol):
+    def execute(self, task: Task, progress: Progress) -> Artifact:
+        """Do all parts of a task, then its finish. Errors of the user's making arrive as they were raised."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def open_executor(config: ExecutorConfig, progress: Progress) -> Executor:
+    """The executor that `config` names."""
+    if config.kind == "inline":
+        from pipelines.executors.inline import InlineExecutor
+
+        return InlineExecutor()
+    _environment(config)
+    from pipelines.executors.ray import RayExecutor
+
+    return RayExecutor(config, progress)
+
+
+def _environment(config: ExecutorConfig) -> None:
+    """What ray reads once, when it is imported; a user's own values stay.
+
+    No usage report leaves the machine. A local cluster gets a token that only this process and its children know, so
+    that nobody else on the machine can run code in it, and no token file is written into the user's home.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    if not config.address and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -1,0 +1,173 @@
+"""Stages on a Ray cluster: parts as tasks, fit through Ray Train. The one module that imports ray.
+
+Ray moves names, not data: a task gets a few strings, writes its part to the run folder and returns the part's record.
+The run folder must therefore be visible under the same path on every node.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.util.queue import Empty, Queue
+
+from miner.artifacts.errors import BadInput, DamagedArtifact, QuintainError, Retryable
+from miner.artifacts.manifest import Artifact, FileRecord
+from pipelines.jobs import Task, artifact_at, job_of
+from pipelines.jobs.fit import FitJob
+from pipelines.progress import Progress, describe_epoch
+from pipelines.settings import ExecutorConfig
+
+__all__ = ["RayExecutor"]
+
+_RETRIES = 3  # of a task whose process died; an error of the task itself is raised at once
+_FIT_FAILURES = 2
+_POLL_SECONDS = 0.2
+
+
+class RayExecutor:
+    """Joins the cluster at `config.address` or starts a local one. Raises Retryable when neither comes up."""
+
+    def __init__(self, config: ExecutorConfig, progress: Progress) -> None:
+        self.workers = config.workers or os.cpu_count() or 1
+        local = f"starting a local cluster with {self.workers} workers"
+        progress.say("ray: " + (f"joining {config.address}" if config.address else local))
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        try:
+            if config.address:
+                ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR)
+                self.workers = max(int(_resource("CPU")), 1)
+            else:
+                ray.init(
+                    address="local",
+                    num_cpus=self.workers,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+        except (RayError, ConnectionError, RuntimeError, ValueError) as failed:
+            where = config.address or "this machine"
+            raise Retryable(f"no Ray cluster at {where}: {str(failed).splitlines()[0]}") from failed
+        self.gpus = _resource("GPU") > 0
+
+    def execute(self, task: Task, progress: Progress) -> Artifact:
+        try:
+            if task.stage.work == "fit":
+                return self._fit(task, progress)
+            if task.stage.unit == "shard":
+                for done, _ in enumerate(self._parts(task), start=1):
+                    progress.advance(done)
+            finish = _finish.options(name=task.stage.name, max_retries=_RETRIES, num_cpus=1)
+            return artifact_at(task.draft.store, str(ray.get(finish.remote(task))))
+        except RayTaskError as failed:
+            raise _cause(failed, task) from failed
+        except RayError as failed:
+            lost = str(failed).splitlines()[0]
+            raise Retryable(f"{task.stage.name}: Ray lost the work ({lost}); run the same command again.") from failed
+
+    def close(self) -> None:
+        ray.shutdown()
+
+    def _parts(self, task: Task) -> Iterator[FileRecord]:
+        """Records of all parts, as they finish; a few more are submitted than there are workers."""
+        gpu = 1 if self.gpus and task.stage.work == "encode" else 0
+        part = _part.options(name=task.stage.name, max_retries=_RETRIES, num_cpus=1, num_gpus=gpu)
+        waiting = list(range(task.stage.parts))[::-1]
+        running: list[Any] = []
+        while waiting or running:
+            while waiting and len(running) < 2 * self.workers:
+                running.append(part.remote(task, waiting.pop()))
+            finished, running = ray.wait(running)
+            yield from ray.get(finished)
+
+    def _fit(self, task: Task, progress: Progress) -> Artifact:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+        from ray.train.v2.api.exceptions import TrainingFailedError
+
+        said = Queue(actor_options={"num_cpus": 0})
+        trainer = TorchTrainer(
+            _fit_loop,
+            train_loop_config={"task": task, "said": said},
+            scaling_config=ScalingConfig(num_workers=1, use_gpu=self.gpus, resources_per_worker={"CPU": 1}),
+            run_config=RunConfig(
+                name=f"r{task.stage.round}-fit-{secrets.token_hex(4)}",
+                storage_path=f"{task.draft.store.url}/.ray-train",
+                failure_config=FailureConfig(max_failures=_FIT_FAILURES),
+            ),
+        )
+        prefix = ""
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(trainer.fit)
+            while True:
+                ended = running.done()
+                for what, value in _drain(said):
+                    if what == "error":
+                        _, error, sentence = value
+                        raise error(sentence)
+                    if what == "done":
+                        prefix = value
+                    else:
+                        progress.advance(*describe_epoch(value))
+                if ended:
+                    break
+        said.shutdown()
+        try:
+            running.result()
+        except TrainingFailedError as failed:
+            raise Retryable(
+                f"{task.stage.name}: training failed {_FIT_FAILURES + 1} times ({str(failed).splitlines()[0]}); "
+                "run again to go on from its last epoch."
+            ) from failed
+        return artifact_at(task.draft.store, prefix)
+
+
+@ray.remote
+def _part(task: Task, index: int) -> FileRecord:
+    return job_of(task).part(index)
+
+
+@ray.remote
+def _finish(task: Task) -> str:
+    return job_of(task).finish().prefix
+
+
+def _fit_loop(config: dict[str, Any]) -> None:
+    """Runs in the Train worker. An error of the user's making is told, not raised: trying again would not mend it."""
+    said: Queue = config["said"]
+    job = job_of(config["task"])
+    assert isinstance(job, FitJob)
+    try:
+        artifact = job.finish(lambda line: said.put(("epoch", line)))
+    except (BadInput, DamagedArtifact) as wrong:
+        said.put(("error", (wrong.exit_code, type(wrong), str(wrong))))
+        return
+    said.put(("done", artifact.prefix))
+
+
+def _drain(said: Queue) -> Iterator[tuple[str, Any]]:
+    timeout = _POLL_SECONDS
+    while True:
+        try:
+            yield said.get(timeout=timeout)
+        except Empty:
+            return
+        timeout = 0.0
+
+
+def _cause(failed: RayTaskError, task: Task) -> Exception:
+    cause = failed.cause
+    if isinstance(cause, QuintainError | OSError):
+        return cause
+    return RuntimeError(f"{task.stage.name} failed in a worker:\n{failed}")
+
+
+def _resource(name: str) -> float:
+    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return found.get(name, 0)

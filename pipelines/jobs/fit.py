@@ -1,0 +1,51 @@
+"""Train one round's epochs from the last round's checkpoint and this round's negative tables."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, get_args
+
+from miner.artifacts.manifest import Artifact, FileRecord
+from miner.artifacts.negatives import NegativeTable
+from miner.artifacts.pairs import Direction
+from pipelines.jobs import Task
+
+__all__ = ["EPOCHS", "FitJob"]
+
+EPOCHS = "epochs"  # folder of the draft where a killed fit finds its last finished epoch
+
+
+class FitJob:
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def part(self, index: int) -> FileRecord:
+        raise AssertionError("a fit is one task")
+
+    def finish(self, said: Callable[[dict[str, Any]], None] = lambda line: None) -> Artifact:
+        from trainer.checkpoint import Checkpoint
+        from trainer.fit import fit
+
+        settings, stage = self.task.settings, self.task.stage
+        roles = dict(self.task.parents)
+        pairs = self.task.pairs()
+        tables = {d: NegativeTable.open(self.task.parent(d), pairs) for d in get_args(Direction) if d in roles}
+        start = Checkpoint.open(self.task.parent("start")) if "start" in roles else None
+        first_epoch, _ = settings.run.epochs_of(stage.round)
+        scratch = self.task.draft.scratch().parent / EPOCHS
+        checkpoint = fit(
+            self.task.dataset("train"),
+            settings.model,
+            settings.loss if tables else settings.loss.online,
+            settings.fit_config(stage.round),
+            tables=tables or None,
+            start=start,
+            first_epoch=first_epoch,
+            scratch=scratch,
+            progress=lambda log: said({**asdict(log), "epoch_in_round": log.epoch - first_epoch}),
+        )
+        artifact = checkpoint.commit(self.task.draft)
+        shutil.rmtree(scratch, ignore_errors=True)
+        return artifact

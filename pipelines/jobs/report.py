@@ -1,0 +1,34 @@
+"""Write the page that shows what was mined."""
+
+from __future__ import annotations
+
+from miner.artifacts.manifest import Artifact, FileRecord
+from pipelines.jobs import Task
+
+__all__ = ["PAGE", "ReportJob"]
+
+PAGE = "report.html"
+
+
+class ReportJob:
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def part(self, index: int) -> FileRecord:
+        raise AssertionError("a page is written in one piece")
+
+    def finish(self) -> Artifact:
+        from pipelines.loop import saved_data, steps_of
+        from pipelines.report import render
+        from pipelines.summary import round_views
+
+        settings, store = self.task.settings, self.task.draft.store
+        dataset = self.task.dataset("train")
+        data = saved_data(store)
+        assert data is not None
+        views = round_views(steps_of(settings, data, store), store, dataset.pairs)
+        page = render(
+            dataset, views, title=f"quintain: {dataset.name}", settings=settings.dump(), seed=settings.run.seed
+        )
+        record = self.task.draft.add(PAGE, page.encode())
+        return self.task.draft.commit({PAGE: record}, {})

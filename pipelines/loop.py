@@ -1,0 +1,144 @@
+"""plan -> execute -> plan again, until nothing is left to do. No ray here."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
+from miner.artifacts.errors import AnotherWriter, BadInput
+from miner.artifacts.manifest import Draft, Manifest, canonical_json, find_artifact
+from miner.artifacts.pairs import PAIRS, commit_pairs
+from miner.artifacts.store import LocalStore, Store
+from pipelines.executors import Executor
+from pipelines.jobs import Task, settings_json
+from pipelines.plan import Step, plan
+from pipelines.progress import Progress
+from pipelines.settings import Settings
+from pipelines.stages import Data, Stage, declare
+from trainer.data import Split
+
+__all__ = [
+    "LOG", "SETTINGS", "describe", "hold", "prepare", "present", "run", "saved_data", "saved_settings", "steps_of",
+]  # fmt: skip
+
+LOG = "log.jsonl"
+SETTINGS = "settings.json"
+_LOCK = ".lock"
+
+
+@contextmanager
+def hold(root: Path) -> Iterator[None]:
+    """Be the only driver of the run folder `root`. Raises AnotherWriter when another process is."""
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / _LOCK, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as held:
+            raise AnotherWriter(
+                f"{root}: another `pipelines run` is at work in this folder; wait for it, or use another --run-dir."
+            ) from held
+        yield
+
+
+def describe(settings: Settings) -> Data:
+    """Read the data the settings name. Raises BadInput."""
+    from trainer.data import load
+
+    splits = {split: load(settings.data, split) for split in get_args(Split)}
+    pairs = splits["train"].pairs
+    fingerprints = {split: dataset.fingerprint for split, dataset in splits.items()}
+    return Data(fingerprints, pairs.num_images, pairs.num_texts)
+
+
+def saved_data(store: Store) -> Data | None:
+    """What the run in this folder was started on; None before it has started."""
+    found = find_artifact(store, PAIRS)
+    return None if found is None else Data(**found.manifest.inputs)
+
+
+def prepare(settings: Settings, data: Data, store: Store) -> None:
+    """Write down which data and settings this run folder is for. Raises BadInput if it is another data set's."""
+    from trainer.data import load
+
+    saved = saved_data(store)
+    if saved is None:
+        commit_pairs(Draft(store, PAIRS, PAIRS, asdict(data)), load(settings.data, "train").pairs, {})
+    elif saved != data:
+        changed = [split for split in data.fingerprints if data.fingerprints[split] != saved.fingerprints[split]]
+        raise BadInput(
+            f"{store.url}: this run folder belongs to another data set ({', '.join(changed)} differ: it holds "
+            f"{saved.num_images} images and {saved.num_texts} texts, the run file names {data.num_images} and "
+            f"{data.num_texts}); nothing was touched: choose another --run-dir."
+        )
+    source = store.scratch("")
+    source.write_bytes(canonical_json(settings.dump()))
+    store.put(SETTINGS, source)
+
+
+def saved_settings(store: Store) -> Settings:
+    """The settings of the last `run` in this folder. Raises BadInput when there was none."""
+    try:
+        raw = json.loads(store.read(SETTINGS))
+    except (FileNotFoundError, NotADirectoryError) as missing:
+        raise BadInput(
+            f"{store.url}: no run here; `pipelines run RUN_FILE --run-dir {store.url}` starts one."
+        ) from missing
+    except ValueError as broken:
+        raise BadInput(f"{store.url}/{SETTINGS}: not readable; run `pipelines run` again to rewrite it.") from broken
+    return Settings.parse(raw, f"{store.url}/{SETTINGS}")
+
+
+def present(stages: list[Stage], store: Store) -> dict[str, dict[str, Manifest]]:
+    """Every committed manifest below the stages' folders. Raises DamagedArtifact for one that is broken."""
+    found: dict[str, dict[str, Manifest]] = {}
+    for folder in {stage.folder for stage in stages}:
+        for key in store.names(folder):
+            artifact = find_artifact(store, f"{folder}/{key}")
+            if artifact is not None:
+                found.setdefault(folder, {})[key] = artifact.manifest
+    return found
+
+
+def steps_of(settings: Settings, data: Data, store: Store) -> list[Step]:
+    """The plan as things stand."""
+    stages = declare(settings, data)
+    return plan(stages, present(stages, store))
+
+
+def run(settings: Settings, data: Data, store: LocalStore, executor: Executor, progress: Progress) -> list[Step]:
+    """Do everything that is not done. A second call does nothing; a call after a kill finishes the job."""
+    encoded = settings_json(settings)
+    while True:
+        steps = steps_of(settings, data, store)
+        step = next((s for s in steps if s.state in ("missing", "stale")), None)
+        if step is None:
+            return steps
+        _execute(step, steps, encoded, store, executor, progress)
+
+
+def _execute(
+    step: Step, steps: list[Step], encoded: str, store: LocalStore, executor: Executor, progress: Progress
+) -> None:
+    stage = step.stage
+    where = {s.stage.name: s for s in steps}
+    parents = tuple((role, where[name].prefix) for role, name in stage.parents)
+    draft = Draft(store, step.prefix, stage.kind, dict(step.inputs or {}))
+    store.sweep(step.prefix)
+    progress.start(stage.name, stage.parts, stage.unit, step.why)
+    began = time.monotonic()
+    _log(store, {"stage": stage.name, "event": "start", "time": time.time()})
+    executor.execute(Task(stage, draft, parents, encoded), progress)
+    seconds = time.monotonic() - began
+    _log(store, {"stage": stage.name, "event": "done", "time": time.time(), "seconds": round(seconds, 3)})
+    progress.finish(seconds)
+
+
+def _log(store: LocalStore, line: dict[str, Any]) -> None:
+    with open(store.root / LOG, "a", encoding="utf-8") as log:
+        log.write(json.dumps(line, sort_keys=True) + "\n")

@@ -1,0 +1,117 @@
+"""What a person sees while a run goes on: bars on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+__all__ = ["Lines", "Progress", "describe_epoch", "open_progress"]
+
+
+class Progress(Protocol):
+    """Told by the loop what happens; shows it."""
+
+    def start(self, name: str, total: int, unit: str, why: str) -> None:
+        """A stage of `total` shards, epochs or tasks begins."""
+        ...
+
+    def advance(self, done: int, note: str = "") -> None:
+        """`done` parts of the current stage are finished."""
+        ...
+
+    def finish(self, seconds: float, note: str = "") -> None:
+        """The current stage is committed."""
+        ...
+
+    def say(self, line: str) -> None:
+        """One line that stays."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Lines:
+    """Plain lines: a stage's start, its end, and in between what is worth a line, at most every few seconds."""
+
+    def __init__(self, stream: TextIO | None = None, every: float = 5.0) -> None:
+        self.stream = stream or sys.stderr
+        self.every = every
+        self._last = 0.0
+        self._name, self._total = "", ""
+
+    def start(self, name: str, total: int, unit: str, why: str) -> None:
+        self._name, self._total, self._last = name, f"{total} {unit}s", time.monotonic()
+        self.say(f"{name}: {why}")
+
+    def advance(self, done: int, note: str = "") -> None:
+        if time.monotonic() - self._last >= self.every:
+            self._last = time.monotonic()
+            self.say(f"{self._name}: {done} of {self._total}; {note}".rstrip())
+
+    def finish(self, seconds: float, note: str = "") -> None:
+        self.say(f"{self._name}: done in {seconds:.1f} s {note}".rstrip())
+
+    def say(self, line: str) -> None:
+        print(line, file=self.stream, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+class _Bars:
+    """A bar per stage, with rate and time left; finished stages stay as lines above it."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._bars.start()
+        self._task: TaskID | None = None
+        self._name = ""
+
+    def start(self, name: str, total: int, unit: str, why: str) -> None:
+        self._name = name
+        self._task = self._bars.add_task(name, total=total, unit=f"{unit}s", note=why)
+
+    def advance(self, done: int, note: str = "") -> None:
+        if self._task is not None:
+            self._bars.update(self._task, completed=done, note=note)
+
+    def finish(self, seconds: float, note: str = "") -> None:
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+            self._task = None
+        self.say(f"{self._name}: done in {seconds:.1f} s {note}".rstrip())
+
+    def say(self, line: str) -> None:
+        self._bars.console.print(line, markup=False, highlight=False)
+
+    def close(self) -> None:
+        self._bars.stop()
+
+
+def open_progress() -> Progress:
+    """Bars when stderr is a terminal, lines otherwise."""
+    return _Bars() if sys.stderr.isatty() else Lines()
+
+
+def describe_epoch(line: dict[str, Any]) -> tuple[int, str]:
+    """(epochs done in this round, one line about the last one) from an epoch's log."""
+    note = f"loss {line['loss']:.3f}, {line['pairs_per_second']:.0f} pairs/s"
+    return int(line["epoch_in_round"]) + 1, note + (f"; WARNING {line['warning']}" if line.get("warning") else "")

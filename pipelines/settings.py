@@ -1,0 +1,172 @@
+"""The run file: one TOML, one section per owner, every key validated where its owner lives.
+
+[run]       seed, rounds, epochs          (here)
+[data]      format = "emoji", ...         (trainer.data)
+[model]     name = "cnn_gru", ...         (trainer.models)
+[loss]      name = "aoq", ...             (trainer.losses)
+[fit]       batch_size, lr, ...           (trainer.fit)
+[encode]    shard_rows, batch_size        (here)
+[mine]      k, shard_anchors              (here)
+[executor]  kind, workers, address        (here)
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from miner.artifacts.errors import BadInput
+from trainer import registry
+
+__all__ = ["DEMO", "EncodeConfig", "ExecutorConfig", "MineConfig", "RunConfig", "Settings"]
+
+DEMO = Path(__file__).parent / "demo.toml"
+_NAMED = {"data": "format", "model": "name", "loss": "name"}
+_FROM_RUN = ("epochs", "total_epochs", "seed")
+Section = TypeVar("Section", bound=BaseModel)
+
+
+class RunConfig(BaseModel):
+    """Round 0 trains `first_epochs` on online negatives; each of `rounds` mines and then trains `epochs` more."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int = Field(default=0, ge=0)
+    rounds: int = Field(default=3, ge=0)
+    first_epochs: int = Field(default=5, ge=1)
+    epochs: int = Field(default=5, ge=1)
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of the whole run, over which the learning rate is scheduled."""
+        return self.first_epochs + self.rounds * self.epochs
+
+    def epochs_of(self, round: int) -> tuple[int, int]:
+        """(first epoch, number of epochs) of a round, counted over the run."""
+        return (0, self.first_epochs) if round == 0 else (self.first_epochs + (round - 1) * self.epochs, self.epochs)
+
+
+class EncodeConfig(BaseModel):
+    """`shard_rows` items make one file and one task; `batch_size` of them go through the encoder at once."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shard_rows: int = Field(default=1024, ge=1)
+    batch_size: int = Field(default=256, ge=1)
+
+
+class MineConfig(BaseModel):
+    """`k` negatives are kept per anchor; `shard_anchors` anchors make one task."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    k: int = Field(default=50, ge=1)
+    shard_anchors: int = Field(default=1024, ge=1)
+
+
+class ExecutorConfig(BaseModel):
+    """Where stages run. Nothing here changes a byte of what they produce.
+
+    `ray` joins the cluster at `address`, or starts a local one with `workers` processes (0: one per core); `inline`
+    runs everything in this process.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["ray", "inline"] = "ray"
+    workers: int = Field(default=0, ge=0)
+    address: str = ""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A validated run file. `data`, `model` and `loss` are the `Config` of the module that their section names."""
+
+    run: RunConfig
+    data: Any
+    model: Any
+    loss: Any
+    fit: dict[str, Any]
+    encode: EncodeConfig
+    mine: MineConfig
+    executor: ExecutorConfig
+
+    @classmethod
+    def load(cls, path: Path) -> Settings:
+        """Read and validate a TOML run file. Raises BadInput naming the file, the key and the nearest known one."""
+        try:
+            raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as missing:
+            raise BadInput(f"{path}: there is no such run file; `pipelines run --demo` shows one at work.") from missing
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as broken:
+            raise BadInput(f"{path}: not valid TOML: {broken}.") from broken
+        return cls.parse(raw, str(path))
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any], where: str) -> Settings:
+        """Validate the sections of a run file. Raises BadInput."""
+        known = ["run", "data", "model", "loss", "fit", "encode", "mine", "executor"]
+        for section, value in raw.items():
+            if section not in known:
+                nearest = difflib.get_close_matches(section, known, 1)
+                hint = f"did you mean [{nearest[0]}]?" if nearest else f"known: {', '.join(known)}."
+                raise BadInput(f"{where}: [{section}] is not a section; {hint}")
+            if not isinstance(value, dict):
+                raise BadInput(f"{where}: {section} = {value!r}; write it as a section, [{section}], with keys below.")
+        run = _section(RunConfig, raw, "run", where)
+        fit = dict(raw.get("fit", {}))
+        for key in _FROM_RUN:
+            if key in fit:
+                raise BadInput(f"{where}: fit.{key} is set by [run]; write it there ({'first_epochs, epochs, seed'}).")
+        settings = cls(
+            run=run,
+            data=_named(raw, "data", "emoji", where),
+            model=_named(raw, "model", "cnn_gru", where),
+            loss=_named(raw, "loss", "aoq", where),
+            fit=fit,
+            encode=_section(EncodeConfig, raw, "encode", where),
+            mine=_section(MineConfig, raw, "mine", where),
+            executor=_section(ExecutorConfig, raw, "executor", where),
+        )
+        settings.fit_config(0, where)
+        return settings
+
+    def fit_config(self, round: int, where: str = "run file") -> Any:
+        """The `FitConfig` of one round. Raises BadInput for a wrong key in [fit]."""
+        from trainer.fit import FitConfig
+
+        _, epochs = self.run.epochs_of(round)
+        filled = {"epochs": epochs, "total_epochs": self.run.total_epochs, "seed": self.run.seed}
+        return registry.validated(FitConfig, {**self.fit, **filled}, f"{where}: [fit]")
+
+    def dump(self) -> dict[str, Any]:
+        """The settings as plain sections that `parse` reads back, defaults written out."""
+        sections: dict[str, Any] = {"fit": dict(self.fit)}
+        for section in ("run", "encode", "mine", "executor"):
+            sections[section] = getattr(self, section).model_dump(mode="json")
+        for section, key in _NAMED.items():
+            config = getattr(self, section)
+            name = type(config).__module__.rpartition(".")[2]
+            sections[section] = {key: name, **config.model_dump(mode="json")}
+        return sections
+
+
+def _section(config: type[Section], raw: Mapping[str, Any], section: str, where: str) -> Section:
+    validated: Section = registry.validated(config, raw.get(section, {}), f"{where}: [{section}]")
+    return validated
+
+
+def _named(raw: Mapping[str, Any], section: str, default: str, where: str) -> Any:
+    values = dict(raw.get(section, {}))
+    name = values.pop(_NAMED[section], default)
+    package = {"data": "trainer.data", "model": "trainer.models", "loss": "trainer.losses"}[section]
+    try:
+        return registry.configure(package, str(name), values)
+    except BadInput as wrong:
+        raise BadInput(f"{where}: [{section}] {wrong}") from wrong

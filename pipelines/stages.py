@@ -1,0 +1,159 @@
+"""The loop as data: which stages a run has, what each is made from, and what it will cost. Pure.
+
+round 0     fit -> evaluate
+round r     encode-{image,text} (fit r-1) -> index-{image,text} -> mine-{i2t,t2i} -> fit -> evaluate
+at the end  report
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal, get_args
+
+from miner.artifacts.pairs import Direction, Side, sides
+from pipelines.settings import Settings
+
+__all__ = ["Data", "Stage", "Work", "declare"]
+
+Work = Literal["encode", "index", "mine", "fit", "evaluate", "report"]
+# Raised when what a stage writes for the same inputs changes: artifacts of older code are then not reused.
+_REVISION: Mapping[str, int] = {"encode": 1, "index": 1, "mine": 1, "fit": 1, "evaluate": 1, "report": 1}
+_LIBRARIES: Mapping[str, tuple[str, ...]] = {
+    "encode": ("torch",),
+    "index": ("faiss-cpu", "faiss-gpu"),
+    "mine": (),
+    "fit": ("torch",),
+    "evaluate": ("torch",),
+    "report": (),
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """What planning needs to know of the data: fingerprint per split, and how many items the training set has."""
+
+    fingerprints: Mapping[str, str]
+    num_images: int
+    num_texts: int
+
+    def rows(self, side: Side) -> int:
+        return self.num_images if side == "image" else self.num_texts
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One artifact to make. `parents` maps a role to the name of the stage whose artifact plays it."""
+
+    round: int
+    work: Work
+    target: str
+    kind: str
+    parents: tuple[tuple[str, str], ...]
+    parameters: Mapping[str, Any] = field(compare=False)
+    parts: int = 1
+    unit: str = "task"
+    disk: int = 0
+    memory: int = 0
+
+    @property
+    def label(self) -> str:
+        """Its name inside the round: `mine-i2t`."""
+        return f"{self.work}-{self.target}" if self.target else self.work
+
+    @property
+    def name(self) -> str:
+        """Its name in the run: `r3/mine-i2t`."""
+        return f"r{self.round}/{self.label}"
+
+    @property
+    def folder(self) -> str:
+        """Where its artifacts lie, one folder each, named by the first digits of their input key."""
+        return f"rounds/{self.round:03d}/{self.label}"
+
+    def inputs(self, fingerprints: Mapping[str, str]) -> dict[str, Any]:
+        """Everything that determines the artifact, given the fingerprints of the parents by role."""
+        return {
+            "parents": dict(fingerprints),
+            "parameters": dict(self.parameters),
+            "versions": {"stage": _REVISION[self.work], **_versions(self.work)},
+        }
+
+
+def declare(settings: Settings, data: Data) -> list[Stage]:
+    """All stages of a run, parents before children."""
+    stages: list[Stage] = []
+    for round in range(settings.run.rounds + 1):
+        tables: tuple[tuple[str, str], ...] = ()
+        if round > 0 and settings.loss.needs_tables:
+            stages += _mining(settings, data, round)
+            tables = tuple((d, f"r{round}/mine-{d}") for d in get_args(Direction))
+        start = (("start", f"r{round - 1}/fit"),) if round > 0 else ()
+        parameters, epochs = _fit(settings, data, round, bool(tables)), settings.run.epochs_of(round)[1]
+        stages.append(Stage(round, "fit", "", "checkpoint", start + tables, parameters, epochs, "epoch", memory=2**30))
+        parent = ("checkpoint", f"r{round}/fit")
+        stages.append(Stage(round, "evaluate", "", "metrics", (parent,), {"data": dict(data.fingerprints)}))
+    last = settings.run.rounds
+    shown = tuple((s.name, s.name) for s in stages if s.work in ("mine", "evaluate"))
+    stages.append(
+        Stage(last, "report", "", "report", shown, {"data": data.fingerprints["train"]}, disk=4 * 2**20, memory=2**28)
+    )
+    return stages
+
+
+def _mining(settings: Settings, data: Data, round: int) -> list[Stage]:
+    stages = []
+    width = int(settings.model.dim) * 4
+    train = {"data": data.fingerprints["train"]}
+    encoded = {side: (side, f"r{round}/encode-{side}") for side in get_args(Side)}
+    for side in get_args(Side):
+        parents = (("checkpoint", f"r{round - 1}/fit"),)
+        parameters = train | {"side": side, **settings.encode.model_dump(mode="json")}
+        rows, per = data.rows(side), settings.encode.shard_rows
+        cost = {"disk": rows * width, "memory": 2**29 + per * width}
+        stages.append(Stage(round, "encode", side, "embeddings", parents, parameters, -(-rows // per), "shard", **cost))
+    for side in get_args(Side):
+        vectors = data.rows(side) * width
+        parents = (("embeddings", encoded[side][1]),)
+        stages.append(
+            Stage(round, "index", side, "index", parents, {"index": "flat"}, disk=vectors, memory=2 * vectors)
+        )
+    for direction in get_args(Direction):
+        anchor, gallery = sides(direction)
+        sources = (*encoded.values(), ("index", f"r{round}/index-{gallery}"))
+        parameters = train | {"direction": direction, "round": round, **settings.mine.model_dump(mode="json")}
+        rows, per = data.rows(anchor), settings.mine.shard_anchors
+        cost = {"disk": rows * settings.mine.k * 10, "memory": 2**28 + 3 * data.rows(gallery) * width}
+        stages.append(
+            Stage(round, "mine", direction, "negatives", sources, parameters, -(-rows // per), "shard", **cost)
+        )
+    return stages
+
+
+def _fit(settings: Settings, data: Data, round: int, mined: bool) -> dict[str, Any]:
+    """Round 0 sees no offline negative, so that changing an offline setting leaves it done."""
+    loss = settings.loss if mined else settings.loss.online
+    return {
+        "data": data.fingerprints["train"],
+        "model": _section(settings, "model"),
+        "loss": {"name": type(loss).__module__.rpartition(".")[2], **loss.model_dump(mode="json")},
+        "fit": settings.fit_config(round).model_dump(mode="json"),
+        "first_epoch": settings.run.epochs_of(round)[0],
+        "round": round,
+    }
+
+
+def _section(settings: Settings, section: str) -> dict[str, Any]:
+    dumped: dict[str, Any] = settings.dump()[section]
+    return dumped
+
+
+def _versions(work: Work) -> dict[str, str]:
+    found = {}
+    for library in _LIBRARIES[work]:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return found

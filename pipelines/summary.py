@@ -1,0 +1,82 @@
+"""What a run has shown so far, round by round, for the closing table and the page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, cast, get_args
+
+import numpy as np
+
+from miner.artifacts.manifest import Artifact
+from miner.artifacts.negatives import NegativeTable
+from miner.artifacts.pairs import Direction, Pairs
+from miner.artifacts.store import Store
+from pipelines.loop import LOG
+from pipelines.plan import Step
+from pipelines.report import RoundView
+
+__all__ = ["overlap", "round_views", "seconds_by_stage"]
+
+
+def round_views(steps: Sequence[Step], store: Store, pairs: Pairs) -> list[RoundView]:
+    """One view per round whose evaluation is done. Raises DamagedArtifact."""
+    seconds = seconds_by_stage(store)
+    views: list[RoundView] = []
+    done = {step.stage.name: step for step in steps if step.manifest is not None}
+    for round in sorted({step.stage.round for step in done.values()}):
+        evaluated = done.get(f"r{round}/evaluate")
+        if evaluated is None:
+            continue
+        tables: dict[Direction, NegativeTable] = {}
+        for direction in get_args(Direction):
+            mined = done.get(f"r{round}/mine-{direction}")
+            if mined is not None:
+                artifact = Artifact(store, mined.prefix, cast(Any, mined.manifest))
+                tables[direction] = NegativeTable.open(artifact, pairs)
+        earlier = views[-1].tables if views else {}
+        views.append(
+            RoundView(
+                round=round,
+                metrics=cast(Any, evaluated.manifest).meta["metrics"],
+                tables=tables,
+                hardness={direction: hardness(table) for direction, table in tables.items()},
+                overlap={d: overlap(earlier[d], table) for d, table in tables.items() if d in earlier},
+                seconds={
+                    name.partition("/")[2]: spent for name, spent in seconds.items() if name.startswith(f"r{round}/")
+                },
+            )
+        )
+    return views
+
+
+def hardness(table: NegativeTable) -> float:
+    """Mean of s(anchor, negative) - lowest s(anchor, positive) over all negatives of a table."""
+    return float(np.nanmean(table.scores - table.lowest_positive[:, None]))
+
+
+def overlap(earlier: NegativeTable, later: NegativeTable) -> float:
+    """Share of the later table's negatives that the earlier one holds for the same anchor."""
+    found = total = 0
+    for before, after in zip(earlier.negatives, later.negatives, strict=True):
+        mine = after[after >= 0]
+        found += int(np.isin(mine, before).sum())
+        total += len(mine)
+    return found / max(total, 1)
+
+
+def seconds_by_stage(store: Store) -> dict[str, float]:
+    """Seconds that each stage took when it last finished, from the run's log."""
+    try:
+        lines = store.read(LOG).decode().splitlines()
+    except FileNotFoundError:
+        return {}
+    spent: dict[str, float] = {}
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue  # the last line of a killed run may be half written
+        if event.get("event") == "done":
+            spent[event["stage"]] = float(event["seconds"])
+    return spent

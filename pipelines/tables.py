@@ -1,0 +1,73 @@
+"""Plain text tables for a terminal: the plan, and a run's closing summary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipelines.plan import Step
+from pipelines.report import RoundView
+
+__all__ = ["align", "plan_table", "size", "summary_table"]
+
+_BINARY = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def size(num_bytes: float) -> str:
+    """Bytes for people: `3.4 MiB`."""
+    for unit in _BINARY[:-1]:
+        if num_bytes < 1024:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.1f} {_BINARY[-1]}"
+
+
+def align(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Rows as columns, the first `left` of them flush left; the first row is the head."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def plan_table(steps: Sequence[Step]) -> str:
+    """Every stage with its state, what it needs and why."""
+    rows = [["stage", "state", "tasks", "disk", "memory", "why"]]
+    for step in steps:
+        stage = step.stage
+        cost = [
+            str(stage.parts if stage.unit == "shard" else 1),
+            size(stage.disk) if stage.disk else "-",
+            size(stage.memory) if stage.memory else "-",
+        ]
+        rows.append([stage.name, "reuse" if step.state == "done" else step.state, *cost, step.why])
+    table = [row[:2] + [c.rjust(9) for c in row[2:5]] + [row[5]] for row in rows]
+    todo = [step.stage for step in steps if step.state != "done"]
+    disk, memory = sum(stage.disk for stage in todo), max((stage.memory for stage in todo), default=0)
+    total = f"{len(steps) - len(todo)} stages reused, {len(todo)} to run"
+    if todo:
+        total += f": about {size(disk)} of disk, {size(memory)} of memory at most per task"
+    return align(table, left=6) + "\n\n" + total + "."
+
+
+def summary_table(views: Sequence[RoundView]) -> str:
+    """Per round: rsum and R@1 of dev and test, hardness and overlap of the mined negatives, seconds per stage."""
+    head = ["round"]
+    for split in ("dev", "test"):
+        head += [f"{split} rsum", "i2t R@1", "t2i R@1"]
+    head += ["hardness i2t", "t2i", "overlap i2t", "t2i", "encode s", "index s", "mine s", "fit s", "eval s"]
+    rows = [head]
+    for view in views:
+        row = [str(view.round)]
+        for split in ("dev", "test"):
+            found = view.metrics[split]
+            row += [f"{found[key]:.1f}" for key in ("rsum", "i2t_r1", "t2i_r1")]
+        row += [f"{view.hardness[d]:+.3f}" if d in view.hardness else "-" for d in ("i2t", "t2i")]
+        row += [f"{view.overlap[d]:.0%}" if d in view.overlap else "-" for d in ("i2t", "t2i")]
+        for work in ("encode", "index", "mine", "fit", "evaluate"):
+            spent = [seconds for stage, seconds in view.seconds.items() if stage.split("-")[0] == work]
+            row.append(f"{sum(spent):.1f}" if spent else "-")
+        rows.append(row)
+    return align(rows)

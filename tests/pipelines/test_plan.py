@@ -1,0 +1,91 @@
+"""The planner is pure: declared stages and manifests in, steps out. No file is touched here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from miner.artifacts.manifest import FileRecord, Manifest, input_key
+from pipelines.plan import KEY_DIGITS, Step, plan
+from pipelines.settings import Settings
+from pipelines.stages import Data, declare
+from tests.pipelines.builders import raw_settings
+
+DATA = Data({"train": "a", "dev": "b", "test": "c"}, 84, 206)
+Present = dict[str, dict[str, Manifest]]
+
+
+def test_every_stage_is_declared_after_its_parents(settings: Settings) -> None:
+    seen: set[str] = set()
+    for stage in declare(settings, DATA):
+        assert {name for _, name in stage.parents} <= seen
+        assert stage.name not in seen
+        seen.add(stage.name)
+    assert {"r0/fit", "r1/encode-image", "r1/index-text", "r2/mine-t2i", "r2/evaluate", "r2/report"} <= seen
+    assert "r0/mine-i2t" not in seen
+
+
+def test_a_loss_without_offline_negatives_mines_nothing(folder: Path) -> None:
+    raw = raw_settings(folder)
+    raw["loss"] = {"name": "triplet"}
+    assert {s.work for s in declare(Settings.parse(raw, "t"), DATA)} == {"fit", "evaluate", "report"}
+
+
+def test_shards_follow_from_the_data_alone(settings: Settings) -> None:
+    parts = {stage.label: stage.parts for stage in declare(settings, DATA) if stage.round == 1}
+    assert (parts["encode-image"], parts["encode-text"]) == (3, 7)
+    assert (parts["mine-i2t"], parts["mine-t2i"]) == (3, 7)
+
+
+def test_running_stages_one_by_one_finishes(settings: Settings) -> None:
+    stages, present = declare(settings, DATA), Present()
+    for done in range(len(stages)):
+        steps = plan(stages, present)
+        assert [s.state for s in steps].count("done") == done
+        _commit(next(s for s in steps if s.state == "missing"), present)
+    assert {s.state for s in plan(stages, present)} == {"done"}
+
+
+def test_only_what_a_change_touches_runs_again(settings: Settings, folder: Path) -> None:
+    present = _finished(settings)
+    changed = Settings.parse(raw_settings(folder, loss={"alpha": 0.4}), "t")
+    states = {s.stage.name: s for s in plan(declare(changed, DATA), present)}
+    assert states["r0/fit"].state == "done"
+    assert states["r1/mine-i2t"].state == "done"
+    assert states["r1/fit"].state == "stale"
+    assert "parameters.loss.alpha: 0.3 -> 0.4" in states["r1/fit"].why
+    assert states["r2/encode-image"].state == "waiting"
+
+
+def test_where_it_runs_changes_nothing(settings: Settings) -> None:
+    elsewhere = replace(settings, executor=settings.executor.model_copy(update={"kind": "ray", "workers": 9}))
+    assert {s.state for s in plan(declare(elsewhere, DATA), _finished(settings))} == {"done"}
+
+
+@pytest.mark.parametrize("what", ["fingerprint", "rounds"])
+def test_other_data_is_stale_and_more_rounds_are_missing(what: str, settings: Settings, folder: Path) -> None:
+    present = _finished(settings)
+    if what == "fingerprint":
+        other = replace(DATA, fingerprints={**DATA.fingerprints, "train": "z"})
+        first = plan(declare(settings, other), present)[0]
+        assert (first.state, "parameters.data: a -> z" in first.why) == ("stale", True)
+    else:
+        more = Settings.parse(raw_settings(folder, run={"rounds": 3}), "t")
+        states = {s.stage.name: s for s in plan(declare(more, DATA), present)}
+        assert states["r0/fit"].state == "stale", "total_epochs shapes the learning rate"
+
+
+def _finished(settings: Settings) -> Present:
+    stages, present = declare(settings, DATA), Present()
+    for _ in stages:
+        _commit(next(s for s in plan(stages, present) if s.state == "missing"), present)
+    return present
+
+
+def _commit(step: Step, present: Present) -> None:
+    assert step.inputs is not None
+    manifest = Manifest(step.stage.kind, dict(step.inputs), {"f": FileRecord(1, 1, step.stage.name)}, {})
+    key = input_key(step.stage.kind, step.inputs)[:KEY_DIGITS]
+    present.setdefault(step.stage.folder, {})[key] = manifest

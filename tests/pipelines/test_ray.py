@@ -1,0 +1,126 @@
+"""The same loop on real local Ray clusters: the same bytes whatever the workers, and whenever the driver is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.pipelines.builders import raw_settings, write_toml
+from tests.pipelines.test_loop import hashes
+
+_DEADLINE = 240
+
+
+def start(run_file: Path, root: Path, *options: str) -> subprocess.Popen[bytes]:
+    """`pipelines run` in its own session, with a home of its own so that nothing is written into the user's."""
+    home = root.parent / "home"
+    home.mkdir(exist_ok=True)
+    environment = {**os.environ, "HOME": str(home), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    command = [sys.executable, "-m", "pipelines", "run", str(run_file), "--run-dir", str(root), *options]
+    log = open(root.parent / f"{root.name}.log", "ab")  # noqa: SIM115 - the process holds it
+    return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
+
+
+def finish(process: subprocess.Popen[bytes], root: Path) -> None:
+    try:
+        code = process.wait(_DEADLINE)
+    finally:
+        kill(process)
+    assert code == 0, (root.parent / f"{root.name}.log").read_text()[-4000:]
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL the driver and whatever of its session is left."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def run_file(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Path:
+    # One mining round, several shards a stage, several epochs a fit: something to be in the middle of.
+    raw = raw_settings(
+        folder, run={"rounds": 1, "first_epochs": 3, "epochs": 3}, executor={"kind": "ray", "workers": 2}
+    )
+    return write_toml(tmp_path_factory.mktemp("ray") / "run.toml", raw)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(run_file: Path) -> dict[str, str]:
+    root = run_file.parent / "inline"
+    finish(start(run_file, root, "--executor", "inline"), root)
+    return hashes(root)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_any_number_of_workers_gives_the_bytes_of_one_process(
+    run_file: Path, undisturbed: dict[str, str], workers: int
+) -> None:
+    root = run_file.parent / f"workers-{workers}"
+    finish(start(run_file, root, "--workers", str(workers)), root)
+    assert hashes(root) == undisturbed
+
+
+def seen(root: Path, pattern: str) -> Callable[[], bool]:
+    """Whether a file that matches is there."""
+    return lambda: next(iter((root / "rounds").glob(pattern)), None) is not None
+
+
+# What is on disk in the middle of each stage, and not before it.
+MIDDLE = {
+    "fit": "000/fit/*/epochs/epoch-0001.json",
+    "encode": "001/encode-text/*/part-00001.npy.done",
+    "index": "001/encode-text/*/manifest.json",
+    "mine": "001/mine-t2i/*/anchors-00001.npz.done",
+    "refit": "001/fit/*/epochs/epoch-0003.json",
+    "evaluate": "001/fit/*/manifest.json",
+}
+
+
+@pytest.mark.parametrize("executor", ["inline", pytest.param("ray", marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("stage", MIDDLE)
+def test_a_killed_driver_then_the_same_command(
+    run_file: Path, undisturbed: dict[str, str], executor: str, stage: str
+) -> None:
+    _kill_in_the_middle(run_file, undisturbed, executor, [stage])
+
+
+def test_a_killed_ray_driver_then_the_same_command(run_file: Path, undisturbed: dict[str, str]) -> None:
+    _kill_in_the_middle(run_file, undisturbed, "ray", ["encode", "mine", "refit"])
+
+
+def _kill_in_the_middle(run_file: Path, undisturbed: dict[str, str], executor: str, stages: list[str]) -> None:
+    root = run_file.parent / f"killed-{executor}-{'-'.join(stages)}"
+    for stage in stages:
+        process = start(run_file, root, "--executor", executor)
+        try:
+            _wait(process, seen(root, MIDDLE[stage]))
+        finally:
+            kill(process)
+        assert not seen(root, "001/evaluate/*/manifest.json")(), "killed too late to mean anything"
+    finish(start(run_file, root, "--executor", executor), root)
+    assert hashes(root) == undisturbed
+
+
+def _wait(process: subprocess.Popen[bytes], reached: Callable[[], bool]) -> None:
+    for _ in _every(0.002):
+        if reached():
+            return
+        assert process.poll() is None, f"ended with {process.returncode} before the middle was seen"
+
+
+def _every(seconds: float) -> Iterator[None]:
+    end = time.monotonic() + _DEADLINE
+    while time.monotonic() < end:
+        yield
+        time.sleep(seconds)
+    raise AssertionError(f"nothing happened within {_DEADLINE} s")
