@@ -11,7 +11,7 @@ from miner.artifacts.errors import QuintainError
 
 __all__ = ["CommandGroup"]
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE}
 _EXIT_CODES = "Exit codes: 0 done, 2 wrong usage, 3 bad input, 4 damaged artifact, 5 another writer, 75 try again."
 
 

@@ -200,8 +200,11 @@ class Draft:
     def add(self, name: str, data: bytes, rows: int = 0) -> FileRecord:
         """Write one file from memory."""
         source = self.scratch()
-        source.write_bytes(data)
-        return self.adopt(name, source, rows)
+        try:
+            source.write_bytes(data)
+            return self.adopt(name, source, rows)
+        finally:
+            source.unlink(missing_ok=True)
 
     def scratch(self, suffix: str = "") -> Path:
         """A local path to write a file to before `adopt`."""

@@ -1,0 +1,161 @@
+"""A folder of vectors made by anybody:
+
+    images.npy  texts.npy           (rows, dim) float16, float32 or float64
+    image_ids.txt  text_ids.txt     optional, one id per line and row; without them the ids are 0, 1, 2, ...
+    pairs.csv | .tsv | .parquet     columns image_id, text_id: who belongs to whom, many-to-many
+
+In place of `images.npy` (`texts.npy`) and the ids there may be what `trainer encode` writes: `image/` (`text/`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from miner.artifacts.embeddings import EMBEDDINGS, Embeddings, check_vectors
+from miner.artifacts.errors import BadInput
+from miner.artifacts.manifest import MANIFEST, digest_file, open_artifact
+from miner.artifacts.pairs import Pairs, Side
+from miner.search import norms, unit
+
+__all__ = ["Folder", "open_folder"]
+
+Vectors = npt.NDArray[np.floating[Any]]
+_PAIRS = ("pairs.csv", "pairs.tsv", "pairs.parquet")
+_COLUMNS = ["image_id", "text_id"]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Vectors by row of `pairs`, float16 or float32, checked; `fingerprints` say which, by side."""
+
+    pairs: Pairs
+    images: Vectors
+    texts: Vectors
+    fingerprints: dict[str, str]
+
+    def vectors(self, side: Side, metric: str) -> Vectors:
+        """Vectors whose inner product is the metric: as they are for `ip`, scaled to length 1 for `cosine`."""
+        raw = self.images if side == "image" else self.texts
+        return unit(raw) if metric == "cosine" else raw
+
+    def unit_length(self) -> bool:
+        """Whether every vector has length 1, up to float16 rounding."""
+        return all(bool((np.abs(norms(raw) - 1) < 1e-2).all()) for raw in (self.images, self.texts))
+
+
+def open_folder(path: Path) -> Folder:
+    """Read and check everything. Raises BadInput with one sentence for whatever is wrong, DamagedArtifact."""
+    if not path.is_dir():
+        raise BadInput(f"{path}: no such folder; give one that holds images.npy, texts.npy and pairs.csv.")
+    images, image_ids, image_print = _side(path, "image")
+    texts, text_ids, text_print = _side(path, "text")
+    if images.shape[1] != texts.shape[1]:
+        raise BadInput(f"{path}: images have dim {images.shape[1]} and texts dim {texts.shape[1]}; "
+                       "both must come from one model.")
+    found = [name for name in _PAIRS if (path / name).exists()]
+    if len(found) != 1:
+        raise BadInput(f"{path}: found {' and '.join(found) or 'no pairs file'}; give exactly one of "
+                       f"{', '.join(_PAIRS)}, with the columns image_id and text_id.")
+    links = _links(path / found[0])
+    pairs = Pairs.from_ids(image_ids, text_ids, links, name=str(path / found[0]))
+    return Folder(pairs, images, texts, {"image": image_print, "text": text_print})
+
+
+def _side(path: Path, side: Side) -> tuple[Vectors, tuple[str, ...], str]:
+    """(vectors, ids, fingerprint) of one side."""
+    plain, made = path / f"{side}s.npy", path / side
+    if plain.exists() and (made / MANIFEST).exists():
+        raise BadInput(f"{path}: found both {plain.name} and {made.name}/; remove one, for it is unclear which counts.")
+    if (made / MANIFEST).exists():
+        embeddings = Embeddings.open(open_artifact(made, EMBEDDINGS))
+        if embeddings.side != side:
+            raise BadInput(f"{made}: these are embeddings of {embeddings.side}s, but {side}s were expected.")
+        whole = embeddings.array() if len(embeddings.parts) > 1 else embeddings.parts[0]
+        return _checked(whole, made, embeddings.ids), embeddings.ids, embeddings.fingerprint
+    if not plain.exists():
+        raise BadInput(f"{plain}: no such file; give the {side} vectors as a (rows, dim) .npy file.")
+    vectors = _npy(plain)
+    ids = _ids(path / f"{side}_ids.txt", len(vectors))
+    return _checked(vectors, plain, ids), ids, digest_file(plain)
+
+
+def _npy(path: Path) -> Vectors:
+    """Memory-map a `.npy` file; never unpickles."""
+    try:
+        with open(path, "rb") as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(file)
+            stored = path.stat().st_size - file.tell()
+    except (ValueError, EOFError, UnicodeDecodeError, SyntaxError) as broken:
+        raise BadInput(f"{path}: not a .npy file ({broken}); write it with numpy.save.") from broken
+    if dtype.hasobject:
+        raise BadInput(f"{path}: holds Python objects, which are never unpickled; save a (rows, dim) float array.")
+    if len(shape) != 2:
+        raise BadInput(f"{path}: shape {shape}; vectors must be (rows, dim).")
+    if 0 in shape:
+        raise BadInput(f"{path}: shape {shape} holds no vector at all; an empty set cannot be searched.")
+    if stored != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
+        raise BadInput(f"{path}: {stored} bytes of data do not fit shape {shape} of {dtype}; the file is cut or "
+                       "damaged: write it again.")
+    vectors: Vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+    return vectors
+
+
+def _checked(vectors: Vectors, path: Path, ids: tuple[str, ...]) -> Vectors:
+    """The vectors as float16 or float32, without NaN, infinity or zeros also after that."""
+    check_vectors(vectors, str(path), ids)
+    if vectors.dtype == np.float64:
+        with np.errstate(over="ignore"):
+            vectors = vectors.astype(np.float32)
+        check_vectors(vectors, f"{path} rounded to float32", ids)
+    return vectors
+
+
+def _ids(path: Path, rows: int) -> tuple[str, ...]:
+    if not path.exists():
+        return tuple(map(str, range(rows)))
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as broken:
+        raise BadInput(f"{path}: not UTF-8 text ({broken}); write one id per line in UTF-8.") from broken
+    ids = tuple(line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines))
+    if len(ids) != rows:
+        raise BadInput(f"{path}: {len(ids)} ids for {rows} vectors; give one id per line, in the order of the rows.")
+    if "" in ids:
+        raise BadInput(f"{path}: line {ids.index('') + 1} is empty; every row needs an id.")
+    return ids
+
+
+def _links(path: Path) -> list[tuple[str, str]]:
+    """The (image id, text id) rows of a pairs file."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.csv
+    import pyarrow.parquet as pq
+
+    source = pa.BufferReader(path.read_bytes())
+    try:
+        if path.suffix == ".parquet":
+            table = pq.read_table(source, columns=_COLUMNS)
+        else:
+            table = pyarrow.csv.read_csv(
+                source,
+                parse_options=pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ","),
+                convert_options=pyarrow.csv.ConvertOptions(
+                    column_types=dict.fromkeys(_COLUMNS, pa.string()), include_columns=_COLUMNS),
+            )
+        if table.column_names != _COLUMNS:
+            raise BadInput(f"{path}: columns {_COLUMNS} are needed, but only {table.column_names} are there.")
+        columns = [pc.cast(table[name], pa.string()) for name in _COLUMNS]
+    except (pa.ArrowException, OSError) as broken:
+        what = str(broken).partition("\n")[0]
+        raise BadInput(f"{path}: cannot be read as pairs ({what}); give the columns image_id and text_id.") from broken
+    if any(column.null_count for column in columns):
+        raise BadInput(f"{path}: a row lacks its image_id or text_id; give both in every row.")
+    return list(zip(columns[0].to_pylist(), columns[1].to_pylist(), strict=True))
