@@ -6,11 +6,12 @@ Every (fold, seed) trains three arms through the same loop, from the same initia
 
     mined            the demo: AdapOffQuin on tables mined anew each round
     equal-updates    the triplet, as many updates
-    equal-time       the triplet, as many epochs as fit into the seconds that `mined` spent on encode, index, mine and fit
+    equal-time       the triplet, as many epochs as fit into the seconds `mined` spent on encode, index, mine and fit
 
-The figure is the test rsum of the averaged weights at the end of training; nothing is chosen on the test set, and no epoch is
-picked. Folds share no base emoji, so a fold is one independent measurement: seeds are averaged within it, and the 95%
-interval is Student's t over folds. Finished trainings are kept in --work and reused, so a stopped benchmark goes on.
+The figure is the test rsum of the averaged weights at the end of training; nothing is chosen on the test set, and no
+epoch is picked. Folds share no base emoji, so a fold is one independent measurement: seeds are averaged within it, and
+the 95% interval is Student's t over folds. Finished trainings are kept in --work and reused, so a stopped benchmark
+goes on.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ def main(folds: int, seeds: int, jobs: int, work: Path, out: Path | None) -> Non
             print(f"fold {pair['fold']} seed {pair['seed']}: {shown}", file=sys.stderr, flush=True)
     lines = report(found)
     machine = (
-        f"{platform.machine()}, {platform.processor() or platform.system()}, {jobs} trainings at a time, 1 thread each"
+        f"{platform.machine()} {platform.system()}, {jobs} trainings at a time, 1 thread each"
     )
     print(f"{date.today()}, {machine}; {folds} folds x {seeds} seeds")
     for name, line in lines.items():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-__all__ = ["Lines", "Progress", "describe_epoch", "open_progress"]
+__all__ = ["Lines", "Progress", "open_progress", "tell_epoch"]
 
 
 class Progress(Protocol):
@@ -111,7 +111,9 @@ def open_progress() -> Progress:
     return _Bars() if sys.stderr.isatty() else Lines()
 
 
-def describe_epoch(line: dict[str, Any]) -> tuple[int, str]:
-    """(epochs done in this round, one line about the last one) from an epoch's log."""
-    note = f"loss {line['loss']:.3f}, {line['pairs_per_second']:.0f} pairs/s"
-    return int(line["epoch_in_round"]) + 1, note + (f"; WARNING {line['warning']}" if line.get("warning") else "")
+def tell_epoch(progress: Progress, line: dict[str, Any]) -> None:
+    """Show one finished epoch of a fit; a warning (a collapse) gets a line that stays."""
+    note = f"loss {line['loss']:.3f}, {line['pairs_per_second']:.0f} pairs/s on {line['device']}"
+    progress.advance(int(line["epoch_in_round"]) + 1, note)
+    if line["warning"]:
+        progress.say(f"warning, epoch {line['epoch']}: {line['warning']}")

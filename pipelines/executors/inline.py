@@ -5,7 +5,7 @@ from __future__ import annotations
 from miner.artifacts.manifest import Artifact
 from pipelines.jobs import Task, job_of
 from pipelines.jobs.fit import FitJob
-from pipelines.progress import Progress, describe_epoch
+from pipelines.progress import Progress, tell_epoch
 
 __all__ = ["InlineExecutor"]
 
@@ -14,7 +14,7 @@ class InlineExecutor:
     def execute(self, task: Task, progress: Progress) -> Artifact:
         job = job_of(task)
         if isinstance(job, FitJob):
-            return job.finish(lambda line: progress.advance(*describe_epoch(line)))
+            return job.finish(lambda line: tell_epoch(progress, line))
         if task.stage.unit == "shard":
             for index in range(task.stage.parts):
                 job.part(index)

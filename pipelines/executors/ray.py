@@ -21,7 +21,7 @@ from miner.artifacts.errors import BadInput, DamagedArtifact, QuintainError, Ret
 from miner.artifacts.manifest import Artifact, FileRecord
 from pipelines.jobs import Task, artifact_at, job_of
 from pipelines.jobs.fit import FitJob
-from pipelines.progress import Progress, describe_epoch
+from pipelines.progress import Progress, tell_epoch
 from pipelines.settings import ExecutorConfig
 
 __all__ = ["RayExecutor"]
@@ -114,7 +114,7 @@ class RayExecutor:
                     if what == "done":
                         prefix = value
                     else:
-                        progress.advance(*describe_epoch(value))
+                        tell_epoch(progress, value)
                 if ended:
                     break
         said.shutdown()
