@@ -1,0 +1,75 @@
+"""The same bits whoever encodes which rows, in which order, on how small a shard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from miner.artifacts.errors import BadInput
+from miner.artifacts.pairs import Side
+from trainer import data, models
+from trainer.data import Dataset
+from trainer.encode import encode_rows
+from trainer.models import Encoder
+from trainer.text import Vocabulary
+
+
+def toy(toys: SimpleNamespace) -> tuple[Encoder, Dataset]:
+    dataset = toys.dataset(300, dim=40)
+    torch.manual_seed(0)
+    model = models.build(models.configure("vsepp", {"dim": 64}), Vocabulary.build(dataset.pairs.texts), (40,))
+    return model, dataset
+
+
+def pictures(toys: SimpleNamespace) -> tuple[Encoder, Dataset]:
+    dataset = data.load(data.configure("emoji"), "dev")
+    torch.manual_seed(0)
+    model = models.build(models.configure("cnn_gru"), Vocabulary.build(dataset.pairs.texts), dataset.image_shape)
+    return model, dataset
+
+
+@pytest.mark.parametrize("make", [toy, pictures])
+@pytest.mark.parametrize("side", ["image", "text"])
+def test_shards_do_not_change_a_bit(
+    toys: SimpleNamespace, make: Callable[..., tuple[Encoder, Dataset]], side: Side
+) -> None:
+    model, dataset = make(toys)
+    size = len(dataset.pairs.ids(side))
+    whole = encode_rows(model, dataset, side, np.arange(size), batch_size=64)
+    assert whole.shape == (size, model.dim)
+    np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1, atol=1e-5)
+    for shard in (size, 100, 64, 17):
+        parts = [
+            encode_rows(model, dataset, side, np.arange(start, min(start + shard, size)), batch_size=64)
+            for start in range(0, size, shard)
+        ]
+        assert np.array_equal(np.concatenate(parts), whole)
+    some = np.random.default_rng(0).permutation(size)[:50]
+    assert np.array_equal(encode_rows(model, dataset, side, some, batch_size=64), whole[some])
+
+
+def test_the_model_and_the_threads_are_left_as_they_were(toys: SimpleNamespace) -> None:
+    model, dataset = toy(toys)
+    model.train()
+    before = torch.get_num_threads()
+    encode_rows(model, dataset, "image", np.arange(3))
+    assert model.training
+    assert torch.get_num_threads() == before
+
+
+def test_dropout_is_off(toys: SimpleNamespace) -> None:
+    model, dataset = pictures(toys)
+    model.train()
+    rows = np.arange(10)
+    assert np.array_equal(*(encode_rows(model, dataset, "image", rows) for _ in range(2)))
+
+
+def test_no_rows_and_unknown_rows(toys: SimpleNamespace) -> None:
+    model, dataset = toy(toys)
+    assert encode_rows(model, dataset, "text", np.arange(0)).shape == (0, 64)
+    with pytest.raises(BadInput, match="row 300 of 300 images"):
+        encode_rows(model, dataset, "image", np.array([300]))

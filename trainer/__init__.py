@@ -1,0 +1,1 @@
+"""Train, encode and evaluate one image-text retrieval model on one machine."""

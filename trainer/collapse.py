@@ -1,0 +1,59 @@
+"""What a step looks like from outside, and whether the model has collapsed to one point.
+
+With hardest negatives the gradient can pull all embeddings together: every score is then the same, every hinge equals
+the margin, and the loss stays at 2 B m for ever (Xuan et al., ECCV 2020).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trainer.scoring import Step
+
+__all__ = ["OBSERVED", "collapsed", "observe"]
+
+OBSERVED = ("mean_negative", "wrong_share", "hardness", "hinge", "std")
+_FROZEN, _NARROW = 0.02, 0.3
+
+
+@torch.no_grad()
+def observe(step: Step, margin: float) -> Tensor:
+    """(5,) float32, in the order of `OBSERVED`; zeros for a batch without any negative.
+
+    Mean score of the valid off-diagonal entries; share of anchors (both directions) whose hardest negative scores above
+    their positive; mean of hardest negative minus positive; mean hinge of the hardest negatives; mean over dimensions
+    and both sides of the embeddings' standard deviation, times sqrt(dim), which is 1 for directions spread evenly.
+    """
+    similarities = step.similarities
+    text, has_text, image, has_image = similarities.hardest("valid")
+    gap = torch.cat([text - similarities.positive, image - similarities.positive])
+    has = torch.cat([has_text, has_image])
+    count = has.sum().clamp(min=1)
+    valid = similarities.valid
+    spread = torch.stack([side.std(0, unbiased=False).mean() for side in (step.images, step.texts)]).mean()
+    return torch.stack(
+        [
+            (similarities.scores * valid).sum() / valid.sum().clamp(min=1),
+            ((gap > 0) & has).sum() / count,
+            (gap * has).sum() / count,
+            ((margin + gap).clamp(min=0) * has).sum() / count,
+            spread * step.images.shape[1] ** 0.5,
+        ]
+    ).float()
+
+
+def collapsed(observed: dict[str, float], margin: float) -> str | None:
+    """A sentence when an epoch's means say that the model has collapsed, else None.
+
+    The images may sit in one point and the texts in another, so the level of the scores says nothing.
+    """
+    frozen = margin > 0 and abs(observed["hinge"] / margin - 1) < _FROZEN
+    if not (frozen and observed["std"] < _NARROW):
+        return None
+    return (
+        f"the model has collapsed: the mean hinge is frozen at the margin ({observed['hinge']:.4f} of {margin:g}, "
+        f"a loss of 2 B m), unrelated pairs score {observed['mean_negative']:.3f} on average, the spread is "
+        f"{observed['std']:.3f} of 1, and {observed['wrong_share']:.0%} of the anchors have a negative above their "
+        "positive. Train more warm-up epochs, or lower the learning rate."
+    )

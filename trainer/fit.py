@@ -1,0 +1,290 @@
+"""Training, a straight loop: epochs of batches, offline negatives drawn anew each epoch, averaged weights at the end.
+
+Randomness is arithmetic on (seed, epoch, step), so epoch e does not know whether the process was killed after e - 1. On
+the CPU, with the same number of threads, a resumed training ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from miner.artifacts.errors import BadInput
+from miner.artifacts.manifest import canonical_json
+from miner.artifacts.pairs import Direction
+from trainer import collapse, epochs, losses, models, sampling
+from trainer.checkpoint import Checkpoint
+from trainer.data import Dataset
+from trainer.scoring import Inputs, score
+from trainer.trainee import Trainee
+
+__all__ = ["EpochLog", "FitConfig", "fit", "learning_rate"]
+
+DIRECTIONS: tuple[Direction, Direction] = ("i2t", "t2i")
+Tables = Mapping[Direction, sampling.Table]
+
+
+class FitConfig(BaseModel):
+    """How to train. Epochs are numbered through all rounds; `epochs` is how many this call adds.
+
+    `lr` is multiplied by 0.1 from epoch `lr_step` on ("step"), or falls along a cosine to 0 over `total_epochs`
+    ("cosine"). `warmup_epochs`: the first epochs of all use every negative instead of the hardest. `ema_decay` 0 turns
+    averaging off. `threads` 0 leaves torch's choice. `precision` "auto" is bfloat16 on a GPU that has it, else float32.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(default=20, ge=1)
+    total_epochs: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=128, ge=2)
+    lr: float = Field(default=2e-4, gt=0)
+    lr_schedule: Literal["constant", "step", "cosine"] = "constant"
+    lr_step: int = Field(default=10, ge=1)
+    clip: float = Field(default=2.0, gt=0)
+    warmup_epochs: int = Field(default=1, ge=0)
+    seed: int = Field(default=0, ge=0)
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    min_count: int = Field(default=1, ge=1, description="a word joins the vocabulary from this many occurrences on")
+    threads: int = Field(default=0, ge=0)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+@dataclass(frozen=True)
+class EpochLog:
+    """Means over one epoch's steps.
+
+    `parts` are the loss's named parts and `loss` their sum. The rest is of the in-batch scores: see `collapse.observe`.
+    `offline_hardness` is the mean of s(anchor, offline negative) - s(anchor, positive), both directions; None without.
+    """
+
+    epoch: int
+    lr: float
+    loss: float
+    parts: dict[str, float]
+    mean_negative: float
+    wrong_share: float
+    hardness: float
+    hinge: float
+    std: float
+    offline_hardness: float | None
+    warm_up: bool
+    pairs: int
+    seconds: float
+    pairs_per_second: float
+    device: str
+    warning: str | None
+    resumed: bool = False
+
+
+def learning_rate(config: FitConfig, epoch: float, total_epochs: int) -> float:
+    """At a point of training: `epoch` counts through all rounds and is fractional within one."""
+    if config.lr_schedule == "step":
+        return config.lr * (0.1 if epoch >= config.lr_step else 1.0)
+    if config.lr_schedule == "cosine":
+        return config.lr * 0.5 * (1 + math.cos(math.pi * min(epoch / total_epochs, 1.0)))
+    return config.lr
+
+
+def fit(
+    dataset: Dataset,
+    model_config: Any,
+    loss_config: Any,
+    fit_config: FitConfig,
+    *,
+    tables: Tables | None = None,
+    start: Checkpoint | None = None,
+    first_epoch: int = 0,
+    scratch: Path | None = None,
+    progress: Callable[[EpochLog], None] = lambda log: None,
+) -> Checkpoint:
+    """Train `fit_config.epochs` epochs, numbers `first_epoch`...; with `tables`, on offline negatives as well.
+
+    `start` continues a model (weights, averages, moments); without it a fresh one is made from the seed. `scratch`
+    holds epoch files: the same call after a kill goes on from the newest, after passing the finished epochs' logs to
+    `progress`. A loss that can use tables trains on online negatives alone when `tables` is None.
+
+    Raises BadInput when data, model, tables, device and start do not fit together, and when the loss is no longer
+    finite.
+    """
+    if not dataset.pairs.texts:
+        raise BadInput(f"{dataset.name}: no captions, only ids; training needs the texts themselves.")
+    if tables is not None:
+        _check_tables(tables, loss_config, dataset)
+    device, precision = _device(fit_config)
+    with _threads(fit_config.threads), torch.random.fork_rng():
+        trainee = Trainee(dataset, model_config, fit_config, start, device)
+        inputs = Inputs.of(dataset, trainee.model)
+        total_epochs = fit_config.total_epochs or first_epoch + fit_config.epochs
+        last_epoch = first_epoch + fit_config.epochs - 1
+        said = f"{device.type} ({torch.get_num_threads()} threads), {str(precision).removeprefix('torch.')}"
+        logs: list[EpochLog] = []
+        key = _key(dataset, model_config, loss_config, fit_config, tables, start, first_epoch) if scratch else ""
+        resumed = epochs.read_latest(scratch, key, last_epoch) if scratch else None
+        if resumed is not None:
+            trainee.restore(resumed.tensors, resumed.updates)
+            logs = [EpochLog(**log) for log in resumed.logs]
+            for log in logs:
+                progress(replace(log, resumed=True))
+        for epoch in range(first_epoch + len(logs), last_epoch + 1):
+            log = _epoch(trainee, inputs, loss_config, fit_config, tables, epoch, total_epochs, device, precision, said)
+            logs.append(log)
+            if scratch is not None:
+                state = epochs.EpochFile(epoch, trainee.updates, trainee.tensors(), [asdict(log) for log in logs])
+                epochs.write(scratch, key, state)
+            progress(log)
+        return trainee.checkpoint(last_epoch + 1)
+
+
+def _epoch(
+    trainee: Trainee,
+    inputs: Inputs,
+    loss_config: Any,
+    config: FitConfig,
+    tables: Tables | None,
+    epoch: int,
+    total_epochs: int,
+    device: torch.device,
+    precision: torch.dtype,
+    said: str,
+) -> EpochLog:
+    began = time.perf_counter()
+    pairs = inputs.dataset.pairs
+    warm_up = epoch < config.warmup_epochs and loss_config.warm_up is not None
+    effective = loss_config.warm_up if warm_up else loss_config
+    offline = None
+    if tables is not None and effective.needs_tables:
+        offline = sampling.draw(
+            pairs,
+            tables,
+            pool_text=effective.h_t,
+            pool_image=effective.h_v,
+            ranks=effective.ranks,
+            seed=config.seed,
+            epoch=epoch,
+            partners=effective.needs_partners,
+        )
+    trainee.model.train()
+    plan = sampling.batches(pairs.num_pairs, config.batch_size, config.seed, epoch)
+    part_names: list[str] = []
+    rows: list[Tensor] = []
+    lr = config.lr
+    for step, batch in enumerate(plan):
+        torch.manual_seed(sampling.step_seed(config.seed, epoch, step))
+        drawn = offline.take(batch) if offline is not None else None
+        scored = score(trainee.model, inputs, batch, drawn, device, precision)
+        parts = losses.parts(effective, scored.similarities)
+        loss = torch.stack(list(parts.values())).sum()
+        lr = learning_rate(config, epoch + step / len(plan), total_epochs)
+        trainee.update(loss, lr)
+        part_names = list(parts)
+        gap = _offline_hardness(scored.similarities)
+        observed = collapse.observe(scored, effective.online_margin)
+        rows.append(torch.cat([torch.stack([part.detach().float() for part in parts.values()]), gap, observed]))
+    means = torch.stack(rows).double().mean(0).cpu().tolist()
+    loss_mean = sum(means[: len(part_names)])
+    if not math.isfinite(loss_mean) or not all(bool(parameter.isfinite().all()) for parameter in trainee.raw):
+        raise BadInput(
+            f"epoch {epoch}: the loss or a weight is no longer a finite number (mean loss {loss_mean}); lower "
+            f"the learning rate ({config.lr:g}) and check the image vectors for huge values."
+        )
+    names = collapse.OBSERVED
+    observed_means = dict(zip(names, means[-len(names) :], strict=True))
+    seconds = time.perf_counter() - began
+    seen = sum(len(batch) for batch in plan)
+    return EpochLog(
+        epoch=epoch,
+        lr=lr,
+        loss=loss_mean,
+        parts=dict(zip(part_names, means, strict=False)),
+        **observed_means,
+        offline_hardness=means[len(part_names)] if offline is not None else None,
+        warm_up=warm_up,
+        pairs=seen,
+        seconds=seconds,
+        pairs_per_second=seen / seconds,
+        device=said,
+        warning=collapse.collapsed(observed_means, effective.online_margin),
+    )
+
+
+@torch.no_grad()
+def _offline_hardness(similarities: losses.Similarities) -> Tensor:
+    """(1,): mean of offline negative minus positive over the anchors that have one; 0 without."""
+    found = similarities.offline
+    if found is None:
+        return similarities.scores.new_zeros(1)
+    gap = torch.cat([found.text - similarities.positive, found.image - similarities.positive])
+    has = torch.cat([found.has_text, found.has_image])
+    return ((gap * has).sum() / has.sum().clamp(min=1)).reshape(1)
+
+
+def _check_tables(tables: Tables, loss_config: Any, dataset: Dataset) -> None:
+    if not loss_config.needs_tables:
+        raise BadInput(
+            f"the loss {losses.name_of(loss_config)} uses no offline negatives, but tables were given; "
+            "leave them out, or take the loss aoq."
+        )
+    for direction in DIRECTIONS:
+        if direction not in tables:
+            raise BadInput(f"the {direction} table is missing; offline negatives need both, i2t and t2i.")
+        sampling.check_table(tables[direction], direction, dataset.pairs)
+
+
+def _device(config: FitConfig) -> tuple[torch.device, torch.dtype]:
+    available = torch.cuda.is_available()
+    if config.device == "cuda" and not available:
+        raise BadInput("device 'cuda' was asked for, but torch sees no GPU here; use device 'auto' or 'cpu'.")
+    device = torch.device("cuda" if available and config.device != "cpu" else "cpu")
+    half = config.precision == "bfloat16" or (
+        config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    )
+    return device, torch.bfloat16 if half else torch.float32
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _key(
+    dataset: Dataset,
+    model_config: Any,
+    loss_config: Any,
+    fit_config: FitConfig,
+    tables: Tables | None,
+    start: Checkpoint | None,
+    first_epoch: int,
+) -> str:
+    """Which training an epoch file belongs to: everything that determines its bits, short of the pixels themselves."""
+    settings = {
+        "data": [dataset.name, dataset.split, dataset.pairs.fingerprint, list(dataset.images.shape)],
+        "model": [models.name_of(model_config), model_config.model_dump(mode="json")],
+        "loss": [losses.name_of(loss_config), loss_config.model_dump(mode="json")],
+        "fit": fit_config.model_dump(mode="json"),
+        "start": start.fingerprint if start is not None else None,
+        "first_epoch": first_epoch,
+        "torch": torch.__version__,
+    }
+    digest = hashlib.sha256(canonical_json(settings))
+    for direction in DIRECTIONS if tables is not None else ():
+        assert tables is not None
+        for array in (tables[direction].negatives, tables[direction].num_negatives):
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,55 @@
+"""Choices by module name: a loss, a model or a data format is one file of its package, and needs no list of names."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from miner.artifacts.errors import BadInput
+
+__all__ = ["configure", "module", "names"]
+
+
+def names(package: str) -> list[str]:
+    """Names of the modules of `package`, sorted; a leading underscore hides one."""
+    path = importlib.import_module(package).__path__
+    return sorted(found.name for found in pkgutil.iter_modules(path) if not found.name.startswith("_"))
+
+
+def module(package: str, name: str) -> ModuleType:
+    """The module behind a name. Raises BadInput for a name that does not exist, with the nearest one."""
+    known = names(package)
+    if name not in known:
+        what = package.rpartition(".")[2]
+        nearest = difflib.get_close_matches(name, known, 1)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        raise BadInput(f"{name!r} is not one of the {what}: {', '.join(known)}.{hint}")
+    return importlib.import_module(f"{package}.{name}")
+
+
+def configure(package: str, name: str, settings: Mapping[str, Any]) -> Any:
+    """The frozen `Config` of a module, validated. Raises BadInput naming each wrong setting."""
+    return validated(module(package, name).Config, settings, f"{package.rpartition('.')[2]} {name}")
+
+
+def validated(config: Any, settings: Mapping[str, Any], where: str) -> Any:
+    """`config(**settings)`; what pydantic refuses becomes one BadInput sentence with the nearest known key."""
+    from pydantic import ValidationError
+
+    try:
+        return config(**settings)
+    except ValidationError as error:
+        faults = []
+        for fault in error.errors():
+            key = ".".join(str(part) for part in fault["loc"]) or "settings"
+            if fault["type"] == "extra_forbidden":
+                nearest = difflib.get_close_matches(key, list(config.model_fields), 1)
+                known = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(config.model_fields)}."
+                faults.append(f"{key!r} is not a setting; {known}")
+            else:
+                faults.append(f"{key} = {fault['input']!r}: {fault['msg']}.")
+        raise BadInput(f"{where}: " + " ".join(faults)) from error

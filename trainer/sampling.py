@@ -1,0 +1,140 @@
+"""Which pairs meet in a batch, and which offline negatives each pair gets, as functions of (seed, epoch).
+
+Nothing here remembers anything: the same (seed, epoch) gives the same batches and draws in any process, so a killed
+training goes on exactly where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from miner.artifacts.errors import BadInput
+from miner.artifacts.pairs import Direction, Pairs, Side, sides
+
+__all__ = ["Draw", "Table", "batches", "check_table", "draw", "generator", "step_seed"]
+
+Rows = npt.NDArray[np.int64]
+_STREAMS = {"model": 0, "batches": 1, "ranks": 2, "partners": 3, "step": 4}
+
+
+class Table(Protocol):
+    """What sampling reads of a negative table (a `NegativeTable` is one), by row of the pairs."""
+
+    @property
+    def direction(self) -> Direction: ...
+
+    @property
+    def negatives(self) -> npt.NDArray[Any]:
+        """(anchors, k) rows of the other side, hardest first, -1 beyond what was found."""
+
+    @property
+    def num_negatives(self) -> npt.NDArray[Any]:
+        """(anchors,) how many were found."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Offline negatives of every pair for one epoch, as rows; -1 where there is none. All (pairs,) int64."""
+
+    text: Rows  # T-, a hard text of the pair's image
+    image: Rows  # I-, a hard image of the pair's text
+    partner_image: Rows  # I*, an image T- belongs to
+    partner_text: Rows  # T*, a text of I-
+
+    def take(self, pairs: Rows) -> Draw:
+        """The draw of some pairs."""
+        return Draw(self.text[pairs], self.image[pairs], self.partner_image[pairs], self.partner_text[pairs])
+
+
+def generator(seed: int, stream: str, *counters: int) -> np.random.Generator:
+    """The random numbers of one purpose at one (epoch, step, ...)."""
+    return np.random.default_rng([seed, _STREAMS[stream], *counters])
+
+
+def step_seed(seed: int, epoch: int, step: int) -> int:
+    """What torch's generator is set to before a step (dropout, shifts)."""
+    return int(generator(seed, "step", epoch, step).integers(2**63))
+
+
+def batches(num_pairs: int, batch_size: int, seed: int, epoch: int) -> list[Rows]:
+    """Pairs of every batch: a permutation, cut; what does not fill a batch waits for another epoch's permutation.
+
+    Fewer pairs than `batch_size` are one batch.
+    """
+    order = generator(seed, "batches", epoch).permutation(num_pairs).astype(np.int64)
+    if num_pairs <= batch_size:
+        return [order]
+    return list(order[: num_pairs // batch_size * batch_size].reshape(-1, batch_size))
+
+
+def draw(
+    pairs: Pairs,
+    tables: Mapping[Direction, Table],
+    *,
+    pool_text: int,
+    pool_image: int,
+    ranks: Literal["tied", "untied"],
+    seed: int,
+    epoch: int,
+    partners: bool = True,
+) -> Draw:
+    """One offline text and one offline image for every pair, with their partners unless `partners` is False.
+
+    `pool_text` (h_t) and `pool_image` (h_v) are how many of the hardest are drawn from, or as many as an anchor has.
+    Tied, as published: n ~ U{0..h_t - 1}, text rank n, image rank floor(n h_v / h_t). Untied: two independent draws.
+    """
+    i2t, t2i = tables["i2t"], tables["t2i"]
+    text_pool = np.minimum(i2t.num_negatives[pairs.image_rows], pool_text).astype(np.int64)
+    image_pool = np.minimum(t2i.num_negatives[pairs.text_rows], pool_image).astype(np.int64)
+    random = generator(seed, "ranks", epoch).random((2, pairs.num_pairs))
+    text_rank = (random[0] * text_pool).astype(np.int64)
+    if ranks == "tied":
+        # An image without negatives has no rank n to share; its texts then keep the draw itself.
+        shared = text_rank * image_pool // np.maximum(text_pool, 1)
+        image_rank = np.where(text_pool > 0, shared, (random[0] * image_pool).astype(np.int64))
+    else:
+        image_rank = (random[1] * image_pool).astype(np.int64)
+    text = _pick(i2t, pairs.image_rows, text_rank, text_pool)
+    image = _pick(t2i, pairs.text_rows, image_rank, image_pool)
+    if not partners:
+        return Draw(text, image, np.full_like(text, -1), np.full_like(text, -1))
+    random = generator(seed, "partners", epoch).random((2, pairs.num_pairs))
+    return Draw(text, image, _positive(pairs, "text", text, random[0]), _positive(pairs, "image", image, random[1]))
+
+
+def _pick(table: Table, anchors: Rows, ranks: Rows, pool: Rows) -> Rows:
+    rows = np.asarray(table.negatives[anchors, np.where(pool > 0, ranks, 0)]).astype(np.int64)
+    return np.where(pool > 0, rows, -1)
+
+
+def _positive(pairs: Pairs, side: Side, rows: Rows, random: npt.NDArray[np.float64]) -> Rows:
+    """A positive of each row of `side`, drawn evenly; -1 for row -1."""
+    offsets, positives = pairs.positives(side)
+    there = np.maximum(rows, 0)
+    chosen = positives[offsets[there] + (random * (offsets[there + 1] - offsets[there])).astype(np.int64)]
+    return np.where(rows >= 0, chosen, -1)
+
+
+def check_table(table: Table, direction: Direction, pairs: Pairs) -> None:
+    """Raise BadInput unless `table` is of this direction and its rows fit `pairs`."""
+    if table.direction != direction:
+        raise BadInput(
+            f"the table given as {direction} is of direction {table.direction}; give each under its own name."
+        )
+    anchor, gallery = sides(direction)
+    found, expected = np.shape(table.negatives), len(pairs.ids(anchor))
+    if len(found) != 2 or found[0] != expected:
+        raise BadInput(
+            f"the {direction} table has shape {found}, but {pairs.name} has {expected} {anchor}s; "
+            "mine the pairs you train on."
+        )
+    if np.size(table.negatives) and int(np.max(table.negatives)) >= len(pairs.ids(gallery)):
+        raise BadInput(
+            f"the {direction} table names {gallery} row {int(np.max(table.negatives))}, but {pairs.name} has "
+            f"{len(pairs.ids(gallery))} {gallery}s; mine the pairs you train on."
+        )

@@ -1,0 +1,114 @@
+"""A model under training: what `fit` updates, saves after every epoch, and hands on as a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from miner.artifacts.errors import BadInput
+from trainer import models, sampling
+from trainer.checkpoint import Checkpoint
+from trainer.data import Dataset
+from trainer.text import Vocabulary
+
+if TYPE_CHECKING:
+    from trainer.fit import FitConfig
+
+__all__ = ["Trainee"]
+
+
+class Trainee:
+    """A model under training: weights, their running average, Adam's moments, updates so far."""
+
+    def __init__(
+        self, dataset: Dataset, model_config: Any, config: FitConfig, start: Checkpoint | None, device: torch.device
+    ) -> None:
+        self.config, self.model_config, self.image_shape = config, model_config, dataset.image_shape
+        if start is not None:
+            if start.model_config != model_config or models.name_of(start.model_config) != models.name_of(model_config):
+                raise BadInput(
+                    "the checkpoint to start from is of another model or of other model settings; "
+                    "give the same ones, or start afresh."
+                )
+            if start.image_shape != dataset.image_shape:
+                raise BadInput(
+                    f"the checkpoint to start from takes images of shape {start.image_shape}, but these are "
+                    f"{dataset.image_shape}; train on the data it was trained on."
+                )
+            vocabulary = start.vocabulary
+        else:
+            vocabulary = Vocabulary.build(dataset.pairs.texts, config.min_count)
+        torch.manual_seed(int(sampling.generator(config.seed, "model").integers(2**63)))
+        self.model = models.build(model_config, vocabulary, dataset.image_shape).to(device)
+        self.names = [name for name, _ in self.model.named_parameters()]
+        self.raw = [parameter for _, parameter in self.model.named_parameters()]
+        buffers = dict(self.model.named_buffers())
+        self.buffer_names, self.buffers = list(buffers), list(buffers.values())
+        if start is not None:
+            _copy(self.raw, self.names, "raw/", start.state)
+            _copy(self.buffers, self.buffer_names, "buffer/", start.state)
+        self.average = [parameter.detach().clone() for parameter in self.raw]
+        self.adam = torch.optim.Adam(self.raw, lr=config.lr, fused=True)
+        self.updates = 0
+        if start is not None:
+            self.updates = start.updates
+            _copy(self.average, self.names, "", start.weights)
+            self._set_moments(start.state, start.updates)
+
+    def update(self, loss: Tensor, lr: float) -> None:
+        """One step of Adam on the clipped gradient; the average follows, faster at first to forget the start."""
+        for group in self.adam.param_groups:
+            group["lr"] = lr
+        self.adam.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.raw, self.config.clip)
+        self.adam.step()
+        self.updates += 1
+        if self.config.ema_decay > 0:
+            decay = min(self.config.ema_decay, (1 + self.updates) / (10 + self.updates))
+            torch._foreach_lerp_(self.average, [parameter.detach() for parameter in self.raw], 1 - decay)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Raw weights, moments, averages and buffers by name, on the CPU."""
+        found: dict[str, Tensor] = {}
+        for name, raw, average in zip(self.names, self.raw, self.average, strict=True):
+            moments = self.adam.state[raw]
+            found[f"raw/{name}"], found[f"ema/{name}"] = raw.detach(), average
+            for moment in ("exp_avg", "exp_avg_sq"):
+                found[f"{moment}/{name}"] = moments[moment] if moments else torch.zeros_like(raw)
+        found |= {f"buffer/{name}": buffer for name, buffer in zip(self.buffer_names, self.buffers, strict=True)}
+        return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in found.items()}
+
+    def restore(self, tensors: Mapping[str, Tensor], updates: int) -> None:
+        _copy(self.raw, self.names, "raw/", tensors)
+        _copy(self.average, self.names, "ema/", tensors)
+        _copy(self.buffers, self.buffer_names, "buffer/", tensors)
+        self.updates = updates
+        self._set_moments(tensors, updates)
+
+    def _set_moments(self, tensors: Mapping[str, Tensor], updates: int) -> None:
+        for name, raw in zip(self.names, self.raw, strict=True):
+            self.adam.state[raw] = {
+                "step": torch.tensor(float(updates), device=raw.device),
+                "exp_avg": tensors[f"exp_avg/{name}"].to(raw.device, copy=True),
+                "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(raw.device, copy=True),
+            }
+
+    def checkpoint(self, epoch: int) -> Checkpoint:
+        tensors = self.tensors()
+        chosen = "ema/" if self.config.ema_decay > 0 else "raw/"
+        weights = {name: tensors[chosen + name] for name in self.names}
+        weights |= {name: tensors["buffer/" + name] for name in self.buffer_names}
+        state = {name: tensor for name, tensor in tensors.items() if not name.startswith("ema/")}
+        return Checkpoint(
+            self.model_config, self.model.vocabulary, self.image_shape, weights, state, epoch, self.updates
+        )
+
+
+@torch.no_grad()
+def _copy(targets: list[Any], names: list[str], prefix: str, tensors: Mapping[str, Tensor]) -> None:
+    for name, target in zip(names, targets, strict=True):
+        target.copy_(tensors[prefix + name])
