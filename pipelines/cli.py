@@ -145,8 +145,11 @@ def _settings(
     workers: int | None,
     address: str | None,
 ) -> tuple[Settings, Path]:
+    import os
     from dataclasses import replace
 
+    # Two OpenMP runtimes (torch's, faiss') share this process: threads that spin while they wait starve each other.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from pipelines.settings import DEMO, Settings
 
     if (run_file is None) != demo:
