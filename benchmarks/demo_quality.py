@@ -50,8 +50,12 @@ def run_arm(work: Path, fold: int, seed: int, arm: str, first_epochs: int = 0) -
         raw["loss"] = {"name": "triplet", "margin": margin}
     if arm == "equal-time":
         raw["run"] |= {"rounds": 0, "first_epochs": first_epochs}
+    kept = work / f"fold{fold}-seed{seed}-{arm}.json"
+    if kept.exists():
+        return dict(json.loads(kept.read_text()))
     settings = Settings.parse(raw, arm)
-    root = work / f"fold{fold}-seed{seed}-{arm}"
+    # One folder for all arms: what two of them have in common, the online round 0, is trained once.
+    root = work / f"fold{fold}-seed{seed}"
     store = LocalStore(root)
     with loop.hold(root), open(root / "progress.log", "a") as log:
         data = loop.describe(settings)
@@ -60,15 +64,18 @@ def run_arm(work: Path, fold: int, seed: int, arm: str, first_epochs: int = 0) -
     last = next(s for s in steps if s.stage.name == f"r{settings.run.rounds}/evaluate")
     assert last.manifest is not None
     metrics = last.manifest.meta["metrics"]
-    spent = [s for name, s in seconds_by_stage(store).items() if name.split("/")[1].split("-")[0] in TRAINING]
-    return {
+    # A stage of round 0 that another arm trained took as long there.
+    seconds, mine = seconds_by_stage(store), {step.stage.name for step in steps if step.stage.work in TRAINING}
+    found = {
         "rsum": metrics["test"]["rsum"],
         "i2t_r1": metrics["test"]["i2t_r1"],
         "t2i_r1": metrics["test"]["t2i_r1"],
         "dev_rsum": metrics["dev"]["rsum"],
-        "seconds": sum(spent),
+        "seconds": sum(spent for name, spent in seconds.items() if name in mine),
         "epochs": settings.run.total_epochs,
     }
+    kept.write_text(json.dumps(found))
+    return found
 
 
 def run_pair(work: Path, fold: int, seed: int) -> dict[str, Any]:
@@ -76,16 +83,8 @@ def run_pair(work: Path, fold: int, seed: int) -> dict[str, Any]:
     mined = run_arm(work, fold, seed, "mined")
     updates = run_arm(work, fold, seed, "equal-updates")
     epochs = max(round(mined["seconds"] / (updates["seconds"] / updates["epochs"])), 1)
-    timed = run_arm(work, fold, seed, "equal-time", _remembered(work, fold, seed, epochs))
+    timed = run_arm(work, fold, seed, "equal-time", epochs)
     return {"fold": fold, "seed": seed, "mined": mined, "equal-updates": updates, "equal-time": timed}
-
-
-def _remembered(work: Path, fold: int, seed: int, epochs: int) -> int:
-    """The number of epochs decided on when this arm first ran: a repeated call must not time the same runs anew."""
-    path = work / f"fold{fold}-seed{seed}-epochs"
-    if not path.exists():
-        path.write_text(str(epochs))
-    return int(path.read_text())
 
 
 def interval(differences: list[float]) -> tuple[float, float]:

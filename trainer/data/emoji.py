@@ -1,6 +1,6 @@
 """The bundled set: 3,134 colour emoji of 48 x 48 pixels with English names and keywords (`emoji_files/`).
 
-Captions are names and keywords, not sentences: 2 to 7 for a picture. Pictures with the same bytes are one image.
+Captions are names and keywords, not sentences: 2 to 5 for a picture. Pictures with the same bytes are one image.
 Natural hard negatives: skin tones, genders, clock faces.
 
 The split is by *base emoji*: pictures that are siblings (same thing in another skin tone, gender, hair, direction or
@@ -28,7 +28,7 @@ __all__ = ["Config", "Emoji", "bases", "pictures", "read"]
 
 FOLDER = Path(__file__).parent / "emoji_files"
 Language = Literal["es", "ja", "ko", "pt", "it", "fr", "de", "fa", "id", "zh", "ru", "tr", "ar"]
-SIDE, COLUMNS, NUM_BUCKETS, CHUNK = 48, 64, 10, 3
+SIDE, COLUMNS, NUM_BUCKETS, CHUNK = 48, 64, 10, 6
 
 _TONES = {"1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"}
 _DROPPED = _TONES | {"2640", "2642", "FE0F", "200D", "27A1", "1F9B0", "1F9B1", "1F9B2", "1F9B3"}
@@ -88,7 +88,7 @@ def pictures() -> tuple[Emoji, ...]:
 
 
 def captions(emoji: Emoji, languages: tuple[str, ...] = ()) -> Iterator[str]:
-    """The name; then, for every three keywords, the name with these before its qualifier.
+    """The name; then, for every six keywords, the name with these before its qualifier.
 
     Every caption thus says all that tells the picture from its siblings: a keyword alone would be true of them too, and
     a hard negative mined for it would be a false one.
