@@ -17,8 +17,6 @@ from miner.artifacts.negatives import NEGATIVES, NegativeTable, write_negatives
 from miner.artifacts.store import LocalStore
 from miner.mine import mine
 
-FLIPS = 150  # of one bit, per file
-CUTS = 25
 
 
 @pytest.fixture
@@ -49,8 +47,10 @@ def _bytes(table: NegativeTable) -> bytes:
     return out.getvalue()
 
 
+@pytest.mark.parametrize(("flips", "cuts"), [(150, 25), pytest.param(5000, 500, marks=pytest.mark.heavy)])
 @pytest.mark.parametrize("kind", ["index", "negatives", "embeddings"])
-def test_no_damage_is_used(artifacts, kind):
+def test_no_damage_is_used(artifacts, kind, flips, cuts):
+    """`flips` single bits and `cuts` truncations per file."""
     folder, read = artifacts[kind]
     intact = read(folder)
     assert intact
@@ -61,13 +61,13 @@ def test_no_damage_is_used(artifacts, kind):
     for name in names:
         path = folder / name
         whole = path.read_bytes()
-        for bit in rng.integers(0, 8 * len(whole), FLIPS):
+        for bit in rng.integers(0, 8 * len(whole), flips):
             damaged = bytearray(whole)
             damaged[bit // 8] ^= 1 << (bit % 8)
             path.write_bytes(bytes(damaged))
             with pytest.raises(DamagedArtifact, match=folder.name):
                 read(folder)
-        for length in rng.integers(0, len(whole), CUTS):
+        for length in rng.integers(0, len(whole), cuts):
             path.write_bytes(whole[:length])
             with pytest.raises(DamagedArtifact):
                 read(folder)
