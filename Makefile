@@ -19,6 +19,8 @@ install: $(VENV)/installed-$(FAISS)
 $(VENV)/installed-$(FAISS): pyproject.toml requirements.lock
 	@echo "installing quintain with faiss-$(FAISS) into $(VENV)"
 	$(PYTHON) -m venv $(VENV)
+	-$(BIN)/python -m pip uninstall --quiet --yes faiss-cpu faiss-gpu 2>/dev/null
+	rm -f $(VENV)/installed-*
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev,$(FAISS)]'
 	@touch $@
 

@@ -36,6 +36,7 @@ TRAINING = ("encode", "index", "mine", "fit")
 
 def run_arm(work: Path, fold: int, seed: int, arm: str, first_epochs: int = 0) -> dict[str, float]:
     """Train one arm; {"rsum", "i2t_r1", "t2i_r1", "dev_rsum", "seconds", "epochs"}."""
+    from miner.artifacts.lock import hold
     from miner.artifacts.store import LocalStore
     from pipelines import loop
     from pipelines.executors.inline import InlineExecutor
@@ -57,7 +58,7 @@ def run_arm(work: Path, fold: int, seed: int, arm: str, first_epochs: int = 0) -
     # One folder for all arms: what two of them have in common, the online round 0, is trained once.
     root = work / f"fold{fold}-seed{seed}"
     store = LocalStore(root)
-    with loop.hold(root), open(root / "progress.log", "a") as log:
+    with hold(root), open(root / "progress.log", "a") as log:
         data = loop.describe(settings)
         loop.prepare(settings, data, store)
         steps = loop.run(settings, data, store, InlineExecutor(), Lines(log))
@@ -128,9 +129,7 @@ def main(folds: int, seeds: int, jobs: int, work: Path, out: Path | None) -> Non
             )
             print(f"fold {pair['fold']} seed {pair['seed']}: {shown}", file=sys.stderr, flush=True)
     lines = report(found)
-    machine = (
-        f"{platform.machine()} {platform.system()}, {jobs} trainings at a time, 1 thread each"
-    )
+    machine = f"{platform.machine()} {platform.system()}, {jobs} trainings at a time, 1 thread each"
     print(f"{date.today()}, {machine}; {folds} folds x {seeds} seeds")
     for name, line in lines.items():
         print(f"{name}: {line['mean']:+.2f} ± {line['half_width_95']:.2f}   by fold "

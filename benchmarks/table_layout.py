@@ -54,29 +54,42 @@ def write_lists(folder: Path, pairs: Pairs, block: NegativeBlock, k: int) -> Pat
     """One row per anchor: anchor_id, negative_ids[k], scores[k], lowest_positive. It cannot say "fewer than k"."""
     path = folder / "lists.parquet"
     anchor_ids, gallery_ids = pa.array(pairs.image_ids), pa.array(pairs.text_ids)
-    schema = pa.schema([
-        ("anchor_id", pa.string()), ("negative_ids", pa.list_(pa.dictionary(pa.int32(), pa.string()), k)),
-        ("scores", pa.list_(pa.float32(), k)), ("lowest_positive", pa.float32()),
-    ])
+    schema = pa.schema(
+        [
+            ("anchor_id", pa.string()),
+            ("negative_ids", pa.list_(pa.dictionary(pa.int32(), pa.string()), k)),
+            ("scores", pa.list_(pa.float32(), k)),
+            ("lowest_positive", pa.float32()),
+        ]
+    )
     with pq.ParquetWriter(
-        path, schema, compression="zstd", use_dictionary=["negative_ids.list.element"], store_schema=False,
-        use_byte_stream_split=["scores.list.element"], dictionary_pagesize_limit=1 << 30, version="2.6",
+        path,
+        schema,
+        compression="zstd",
+        use_dictionary=["negative_ids.list.element"],
+        store_schema=False,
+        use_byte_stream_split=["scores.list.element"],
+        dictionary_pagesize_limit=1 << 30,
+        version="2.6",
     ) as writer:
         for start in range(0, len(block), GROUP):
             part = block.cut(start, start + GROUP)
             used, code = np.unique(part.negatives, return_inverse=True)
             words = pa.DictionaryArray.from_arrays(code.reshape(-1).astype(np.int32), gallery_ids.take(pa.array(used)))
             columns = [
-                anchor_ids.slice(start, len(part)), pa.FixedSizeListArray.from_arrays(words, k),
-                pa.FixedSizeListArray.from_arrays(pa.array(part.scores.reshape(-1)), k), pa.array(part.lowest_positive),
+                anchor_ids.slice(start, len(part)),
+                pa.FixedSizeListArray.from_arrays(words, k),
+                pa.FixedSizeListArray.from_arrays(pa.array(part.scores.reshape(-1)), k),
+                pa.array(part.lowest_positive),
             ]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=len(part))
     return path
 
 
 def read_lists(folder: Path, pairs: Pairs, k: int) -> np.ndarray:
-    file = pq.ParquetFile(pa.BufferReader((folder / "lists.parquet").read_bytes()),
-                          read_dictionary=["negative_ids.list.element"])
+    file = pq.ParquetFile(
+        pa.BufferReader((folder / "lists.parquet").read_bytes()), read_dictionary=["negative_ids.list.element"]
+    )
     gallery_ids, parts = pa.array(pairs.text_ids), []
     for group in range(file.num_row_groups):
         table = file.read_row_group(group).combine_chunks()
@@ -134,8 +147,10 @@ def main() -> None:
                 size = path.stat().st_size / 2**20
                 if len(writing) < asked.repeats:
                     continue
-                print(f"{name}: write {statistics.median(writing):.2f} s, read {statistics.median(reading):.2f} s, "
-                      f"{size:.0f} MiB")
+                print(
+                    f"{name}: write {statistics.median(writing):.2f} s, read {statistics.median(reading):.2f} s, "
+                    f"{size:.0f} MiB"
+                )
                 for library, ask in questions(path, name == "flat rows").items():
                     start = time.perf_counter()
                     try:

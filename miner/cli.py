@@ -22,8 +22,13 @@ __all__ = ["main"]
 
 _FOLDER = click.argument("folder", type=click.Path(path_type=Path))
 _OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
-_METRIC = click.option("--metric", type=click.Choice(["ip", "cosine"]), default="ip", show_default=True,
-                       help="Inner product of the vectors as they are, or of the vectors scaled to length 1.")
+_METRIC = click.option(
+    "--metric",
+    type=click.Choice(["ip", "cosine"]),
+    default="ip",
+    show_default=True,
+    help="Inner product of the vectors as they are, or of the vectors scaled to length 1.",
+)
 _THREADS = click.option("--threads", type=click.IntRange(min=1), help="Threads to use. [default: all cores]")
 
 
@@ -53,8 +58,13 @@ def main() -> None:
 @main.command("build-index")
 @_FOLDER
 @_OUT
-@click.option("--side", type=click.Choice(["image", "text", "both"]), default="both", show_default=True,
-              help="Which vectors to index: i2t searches texts, t2i searches images.")
+@click.option(
+    "--side",
+    type=click.Choice(["image", "text", "both"]),
+    default="both",
+    show_default=True,
+    help="Which vectors to index: i2t searches texts, t2i searches images.",
+)
 @_METRIC
 @_THREADS
 def build_index(folder: Path, out: Path, side: str, metric: str, threads: int | None) -> None:
@@ -65,12 +75,14 @@ def build_index(folder: Path, out: Path, side: str, metric: str, threads: int | 
         miner build-index vectors/ --out index/
         miner mine vectors/ --index index/ --k 50 --out tables/
     """
+    from miner.artifacts.lock import hold
     from miner.folder import open_folder
     from miner.index import save
     from miner.index._faiss import set_threads
 
     opened = open_folder(folder)
     set_threads(threads)
+    click.get_current_context().with_resource(hold(out))
     for each in _chosen(side, "image", "text"):
         draft = _index_draft(out, opened, each, metric)
         done = draft.committed()
@@ -80,16 +92,23 @@ def build_index(folder: Path, out: Path, side: str, metric: str, threads: int | 
             continue
         index = _fresh_index(opened, each, metric)
         artifact = save(draft, index, {"side": each, "metric": metric})
-        click.echo(f"index of {each}s: {index.kind}, {index.size} vectors of dim {index.dim}, "
-                   f"{artifact.manifest.files['index.bin'].bytes / 2**20:.1f} MiB in {out / each}")
+        click.echo(
+            f"index of {each}s: {index.kind}, {index.size} vectors of dim {index.dim}, "
+            f"{artifact.manifest.files['index.bin'].bytes / 2**20:.1f} MiB in {out / each}"
+        )
 
 
 @main.command()
 @_FOLDER
 @_OUT
 @click.option("--k", type=click.IntRange(min=1), default=50, show_default=True, help="Negatives per anchor.")
-@click.option("--direction", type=click.Choice(["i2t", "t2i", "both"]), default="both", show_default=True,
-              help="i2t: texts for every image; t2i: images for every text.")
+@click.option(
+    "--direction",
+    type=click.Choice(["i2t", "t2i", "both"]),
+    default="both",
+    show_default=True,
+    help="i2t: texts for every image; t2i: images for every text.",
+)
 @click.option("--index", "index_folder", type=click.Path(path_type=Path), help="What `miner build-index` wrote.")
 @_METRIC
 @_THREADS
@@ -106,6 +125,7 @@ def mine(
     A positive is never among them. An anchor that has fewer than k others gets what there is, and is listed with the
     reason in shortfalls.parquet.
     """
+    from miner.artifacts.lock import hold
     from miner.artifacts.manifest import Draft
     from miner.artifacts.negatives import NEGATIVES, write_negatives
     from miner.artifacts.pairs import sides
@@ -122,17 +142,31 @@ def mine(
     for each in directions:
         check_k(opened.pairs, each, k)
     threads = set_threads(threads)
+    click.get_current_context().with_resource(hold(out))
     for each in directions:
         anchors, gallery = sides(each)
-        inputs = {"pairs": opened.pairs.fingerprint, **opened.fingerprints, "direction": each, "k": k,
-                  "metric": metric, "index": "flat"}
+        inputs = {
+            "pairs": opened.pairs.fingerprint,
+            **opened.fingerprints,
+            "direction": each,
+            "k": k,
+            "metric": metric,
+            "index": "flat",
+        }
         draft = Draft(LocalStore(out), each, NEGATIVES, inputs)
         artifact = draft.committed()
         if artifact is None:
             index = _stored_index(index_folder, opened, gallery, metric) if index_folder else None
             blocks = mine_direction(
-                opened.vectors(anchors, metric), index or _fresh_index(opened, gallery, metric),
-                opened.vectors(gallery, metric), opened.pairs, each, k, threads=threads, progress=_progress(each))
+                opened.vectors(anchors, metric),
+                index or _fresh_index(opened, gallery, metric),
+                opened.vectors(gallery, metric),
+                opened.pairs,
+                each,
+                k,
+                threads=threads,
+                progress=_progress(each),
+            )
             provenance = {"round": None, "metric": metric, "index": "flat", "checkpoint": None}
             artifact = write_negatives(draft, blocks, opened.pairs, each, k, provenance)
         else:
@@ -187,8 +221,10 @@ def _stored_index(folder: Path, opened: Folder, side: Side, metric: str) -> Inde
 
     artifact = open_artifact(folder / side, INDEX)
     if artifact.manifest.inputs != _index_draft(folder, opened, side, metric).inputs:
-        raise BadInput(f"{folder / side}: this index was built from other vectors or another metric than asked for now "
-                       f"({metric}); build it again into another folder.")
+        raise BadInput(
+            f"{folder / side}: this index was built from other vectors or another metric than asked for now "
+            f"({metric}); build it again into another folder."
+        )
     index = load(artifact)
     click.echo(f"searching {side}s with the {index.kind} index {folder / side} on the {index.device}")
     return index
@@ -214,9 +250,11 @@ def _summary(direction: str, artifact: Artifact) -> None:
     meta = artifact.manifest.meta
     where = f"{artifact.where}/negatives.parquet"
     click.echo(f"{direction}: {meta['anchors']} anchors x {meta['k']} negatives, {meta['shortfalls']} shortfalls")
-    click.echo(f"    hardness (score - lowest positive) {meta['hardness_mean']:+.4f} on average; "
-               f"{meta['share_above_lowest_positive']:.1%} of the negatives, and the hardest of "
-               f"{meta['share_anchors_above_lowest_positive']:.1%} of the anchors, score above a positive")
+    click.echo(
+        f"    hardness (score - lowest positive) {meta['hardness_mean']:+.4f} on average; "
+        f"{meta['share_above_lowest_positive']:.1%} of the negatives, and the hardest of "
+        f"{meta['share_anchors_above_lowest_positive']:.1%} of the anchors, score above a positive"
+    )
     if meta["shortfalls"]:
         click.echo(f"    who has fewer than {meta['k']}, and why: {artifact.where}/shortfalls.parquet")
     click.echo(f"    {where}")

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from miner.artifacts.embeddings import EMBEDDINGS, Embeddings, check_vectors
 from miner.artifacts.errors import BadInput
 from miner.artifacts.manifest import MANIFEST, digest_file, open_artifact
+from miner.artifacts.npy import map_npy, read_ids
 from miner.artifacts.pairs import Pairs, Side
 from miner.search import norms, unit
 
@@ -55,12 +56,15 @@ def open_folder(path: Path) -> Folder:
     images, image_ids, image_print = _side(path, "image")
     texts, text_ids, text_print = _side(path, "text")
     if images.shape[1] != texts.shape[1]:
-        raise BadInput(f"{path}: images have dim {images.shape[1]} and texts dim {texts.shape[1]}; "
-                       "both must come from one model.")
+        raise BadInput(
+            f"{path}: images have dim {images.shape[1]} and texts dim {texts.shape[1]}; both must come from one model."
+        )
     found = [name for name in _PAIRS if (path / name).exists()]
     if len(found) != 1:
-        raise BadInput(f"{path}: found {' and '.join(found) or 'no pairs file'}; give exactly one of "
-                       f"{', '.join(_PAIRS)}, with the columns image_id and text_id.")
+        raise BadInput(
+            f"{path}: found {' and '.join(found) or 'no pairs file'}; give exactly one of "
+            f"{', '.join(_PAIRS)}, with the columns image_id and text_id."
+        )
     links = _links(path / found[0])
     pairs = Pairs.from_ids(image_ids, text_ids, links, name=str(path / found[0]))
     return Folder(pairs, images, texts, {"image": image_print, "text": text_print})
@@ -79,32 +83,9 @@ def _side(path: Path, side: Side) -> tuple[Vectors, tuple[str, ...], str]:
         return _checked(whole, made, embeddings.ids), embeddings.ids, embeddings.fingerprint
     if not plain.exists():
         raise BadInput(f"{plain}: no such file; give the {side} vectors as a (rows, dim) .npy file.")
-    vectors = _npy(plain)
-    ids = _ids(path / f"{side}_ids.txt", len(vectors))
+    vectors = map_npy(plain)
+    ids = read_ids(path / f"{side}_ids.txt", len(vectors))
     return _checked(vectors, plain, ids), ids, digest_file(plain)
-
-
-def _npy(path: Path) -> Vectors:
-    """Memory-map a `.npy` file; never unpickles."""
-    try:
-        with open(path, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(file)
-            stored = path.stat().st_size - file.tell()
-    except (ValueError, EOFError, UnicodeDecodeError, SyntaxError) as broken:
-        raise BadInput(f"{path}: not a .npy file ({broken}); write it with numpy.save.") from broken
-    if dtype.hasobject:
-        raise BadInput(f"{path}: holds Python objects, which are never unpickled; save a (rows, dim) float array.")
-    if len(shape) != 2:
-        raise BadInput(f"{path}: shape {shape}; vectors must be (rows, dim).")
-    if 0 in shape:
-        raise BadInput(f"{path}: shape {shape} holds no vector at all; an empty set cannot be searched.")
-    if stored != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
-        raise BadInput(f"{path}: {stored} bytes of data do not fit shape {shape} of {dtype}; the file is cut or "
-                       "damaged: write it again.")
-    vectors: Vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-    return vectors
 
 
 def _checked(vectors: Vectors, path: Path, ids: tuple[str, ...]) -> Vectors:
@@ -115,21 +96,6 @@ def _checked(vectors: Vectors, path: Path, ids: tuple[str, ...]) -> Vectors:
             vectors = vectors.astype(np.float32)
         check_vectors(vectors, f"{path} rounded to float32", ids)
     return vectors
-
-
-def _ids(path: Path, rows: int) -> tuple[str, ...]:
-    if not path.exists():
-        return tuple(map(str, range(rows)))
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as broken:
-        raise BadInput(f"{path}: not UTF-8 text ({broken}); write one id per line in UTF-8.") from broken
-    ids = tuple(line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines))
-    if len(ids) != rows:
-        raise BadInput(f"{path}: {len(ids)} ids for {rows} vectors; give one id per line, in the order of the rows.")
-    if "" in ids:
-        raise BadInput(f"{path}: line {ids.index('') + 1} is empty; every row needs an id.")
-    return ids
 
 
 def _links(path: Path) -> list[tuple[str, str]]:
@@ -148,7 +114,8 @@ def _links(path: Path) -> list[tuple[str, str]]:
                 source,
                 parse_options=pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ","),
                 convert_options=pyarrow.csv.ConvertOptions(
-                    column_types=dict.fromkeys(_COLUMNS, pa.string()), include_columns=_COLUMNS),
+                    column_types=dict.fromkeys(_COLUMNS, pa.string()), include_columns=_COLUMNS
+                ),
             )
         if table.column_names != _COLUMNS:
             raise BadInput(f"{path}: columns {_COLUMNS} are needed, but only {table.column_names} are there.")

@@ -101,16 +101,20 @@ class Searcher:
 
     def __init__(self, index: Index, vectors: Vectors, place: Rows, threads: int = 1) -> None:
         if vectors.ndim != 2 or (index.size, index.dim) != vectors.shape:
-            raise BadInput(f"the index holds {index.size} vectors of dim {index.dim}, but the gallery has shape "
-                           f"{vectors.shape}; build the index from these vectors.")
+            raise BadInput(
+                f"the index holds {index.size} vectors of dim {index.dim}, but the gallery has shape "
+                f"{vectors.shape}; build the index from these vectors."
+            )
         self.index, self.vectors, self.place, self.threads = index, vectors, place, threads
 
     def top(self, queries: Vectors, k: int, excluded: tuple[Rows, Rows]) -> Hits:
         """The k best rows per query (n, dim), never one of its `excluded` rows = (offsets (n + 1,), sorted rows)."""
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.index.dim:
-            raise BadInput(f"queries have shape {queries.shape}, but the gallery's vectors have dim {self.index.dim}; "
-                           "both sides must come from one model.")
+            raise BadInput(
+                f"queries have shape {queries.shape}, but the gallery's vectors have dim {self.index.dim}; "
+                "both sides must come from one model."
+            )
         length = norms(queries)
         if float(length.max(initial=0.0)) * self.index.max_norm > 1e37:
             raise BadInput("the vectors are so long that a similarity overflows float32; scale them down.")
@@ -133,8 +137,15 @@ class Searcher:
                 yield depth
 
     def _propose(
-        self, queries: Vectors, length: npt.NDArray[np.float64], k: int, excluded: tuple[Rows, Rows], free: Rows,
-        pending: Rows, depth: int, hits: Hits,
+        self,
+        queries: Vectors,
+        length: npt.NDArray[np.float64],
+        k: int,
+        excluded: tuple[Rows, Rows],
+        free: Rows,
+        pending: Rows,
+        depth: int,
+        hits: Hits,
     ) -> Rows:
         """Settle what the `depth` best by the index prove; returns the queries they do not."""
         raw, rows = self.index.search(queries[pending], depth)
@@ -173,8 +184,14 @@ class Searcher:
             yield pending[start : start + step]
 
     def _sweep(
-        self, queries: Vectors, length: npt.NDArray[np.float64], k: int, excluded: tuple[Rows, Rows], free: Rows,
-        some: Rows, hits: Hits,
+        self,
+        queries: Vectors,
+        length: npt.NDArray[np.float64],
+        k: int,
+        excluded: tuple[Rows, Rows],
+        free: Rows,
+        some: Rows,
+        hits: Hits,
     ) -> None:
         """Compare with the whole gallery in float64, and score canonically all that could belong to the k best."""
         wide = queries[some].astype(np.float64)

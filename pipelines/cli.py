@@ -69,6 +69,7 @@ def run(run_file: Path | None, **options: Any) -> None:
     Resumes by default: after a kill, the same command goes on where it stopped; when all is done it does nothing.
     Ends with a table of the rounds and a page, RUN_DIR/report.html.
     """
+    from miner.artifacts.lock import hold
     from miner.artifacts.pairs import PAIRS, open_pairs
     from miner.artifacts.store import LocalStore
     from pipelines import loop
@@ -81,7 +82,7 @@ def run(run_file: Path | None, **options: Any) -> None:
 
     settings, root = _settings(run_file, **options)
     store = LocalStore(root)
-    with loop.hold(root):
+    with hold(root):
         progress = open_progress()
         try:
             data = loop.describe(settings)
@@ -99,9 +100,7 @@ def run(run_file: Path | None, **options: Any) -> None:
             progress.close()
         page = artifact_at(store, steps[-1].prefix).read(PAGE)
         if not (root / PAGE).is_file() or (root / PAGE).read_bytes() != page:
-            source = store.scratch("")
-            source.write_bytes(page)
-            store.put(PAGE, source)
+            store.write(PAGE, page)
     click.echo(summary_table(round_views(steps, store, open_pairs(artifact_at(store, PAIRS)))))
     click.echo(f"\npage: {root / PAGE}")
 
@@ -110,7 +109,7 @@ def run(run_file: Path | None, **options: Any) -> None:
 @click.argument("run_dir", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def status(run_dir: Path, as_json: bool) -> None:
-    """Show how far the run in RUN_DIR is. Reads manifests alone: works while it runs, and with no cluster up."""
+    """Show how far the run in RUN_DIR is. Reads the folder alone: works while it runs, and with no cluster up."""
     from miner.artifacts.pairs import PAIRS, open_pairs
     from miner.artifacts.store import LocalStore
     from pipelines import loop
@@ -158,4 +157,5 @@ def _settings(
     settings = Settings.load(path)
     given = {"kind": executor, "workers": workers, "address": address}
     changed = settings.executor.model_copy(update={key: value for key, value in given.items() if value is not None})
-    return replace(settings, executor=changed), run_dir or Path("runs") / path.stem
+    # Workers have other current folders, so nothing they are told may be relative.
+    return replace(settings, executor=changed), (run_dir or Path("runs") / path.stem).resolve()

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, get_args
 
-from miner.artifacts.errors import AnotherWriter, BadInput
-from miner.artifacts.manifest import Draft, Manifest, canonical_json, find_artifact
+from miner.artifacts.errors import BadInput
+from miner.artifacts.manifest import MANIFEST, Draft, Manifest, canonical_json, find_artifact
 from miner.artifacts.pairs import PAIRS, commit_pairs
 from miner.artifacts.store import LocalStore, Store
 from pipelines.executors import Executor
@@ -24,26 +20,11 @@ from pipelines.stages import Data, Stage, declare
 from trainer.data import Split
 
 __all__ = [
-    "LOG", "SETTINGS", "describe", "hold", "prepare", "present", "run", "saved_data", "saved_settings", "steps_of",
+    "LOG", "SETTINGS", "describe", "prepare", "present", "run", "saved_data", "saved_settings", "steps_of",
 ]  # fmt: skip
 
 LOG = "log.jsonl"
 SETTINGS = "settings.json"
-_LOCK = ".lock"
-
-
-@contextmanager
-def hold(root: Path) -> Iterator[None]:
-    """Be the only driver of the run folder `root`. Raises AnotherWriter when another process is."""
-    root.mkdir(parents=True, exist_ok=True)
-    with open(root / _LOCK, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as held:
-            raise AnotherWriter(
-                f"{root}: another `pipelines run` is at work in this folder; wait for it, or use another --run-dir."
-            ) from held
-        yield
 
 
 def describe(settings: Settings) -> Data:
@@ -76,9 +57,7 @@ def prepare(settings: Settings, data: Data, store: Store) -> None:
             f"{saved.num_images} images and {saved.num_texts} texts, the run file names {data.num_images} and "
             f"{data.num_texts}); nothing was touched: choose another --run-dir."
         )
-    source = store.scratch("")
-    source.write_bytes(canonical_json(settings.dump()))
-    store.put(SETTINGS, source)
+    store.write(SETTINGS, canonical_json(settings.dump()))
 
 
 def saved_settings(store: Store) -> Settings:
@@ -114,12 +93,25 @@ def steps_of(settings: Settings, data: Data, store: Store) -> list[Step]:
 def run(settings: Settings, data: Data, store: LocalStore, executor: Executor, progress: Progress) -> list[Step]:
     """Do everything that is not done. A second call does nothing; a call after a kill finishes the job."""
     encoded = settings_json(settings)
+    store.sweep("")
+    for earlier in steps_of(settings, data, store):
+        _tidy(earlier, store)
     while True:
         steps = steps_of(settings, data, store)
         step = next((s for s in steps if s.state in ("missing", "stale")), None)
         if step is None:
             return steps
         _execute(step, steps, encoded, store, executor, progress)
+
+
+def _tidy(step: Step, store: Store) -> None:
+    """Delete what a killed writer left beside a committed artifact: parts, epoch files, scratch."""
+    if step.manifest is None:
+        return
+    store.sweep(step.prefix)
+    for name in store.names(step.prefix):
+        if name != MANIFEST and name not in step.manifest.files:
+            store.remove(f"{step.prefix}/{name}")
 
 
 def _execute(

@@ -56,7 +56,7 @@ def _step(stage: Stage, earlier: Mapping[str, Step], here: Mapping[str, Manifest
     inputs = stage.inputs(fingerprints)
     key = input_key(stage.kind, inputs)[:KEY_DIGITS]
     found = here.get(key)
-    if found is not None:
+    if found is not None and found.input_key == input_key(stage.kind, inputs):
         return Step(stage, "done", "made from exactly these inputs", inputs, found)
     if not here:
         return Step(stage, "missing", "not made yet", inputs)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -106,7 +106,12 @@ class Settings:
             raise BadInput(f"{path}: there is no such run file; `pipelines run --demo` shows one at work.") from missing
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as broken:
             raise BadInput(f"{path}: not valid TOML: {broken}.") from broken
-        return cls.parse(raw, str(path))
+        settings = cls.parse(raw, str(path))
+        folder = getattr(settings.data, "folder", None)
+        if folder is None:
+            return settings
+        # A folder in a run file is meant from where the file lies.
+        return replace(settings, data=settings.data.model_copy(update={"folder": (path.parent / folder).resolve()}))
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any], where: str) -> Settings:
@@ -120,7 +125,8 @@ class Settings:
             if not isinstance(value, dict):
                 raise BadInput(f"{where}: {section} = {value!r}; write it as a section, [{section}], with keys below.")
         run = _section(RunConfig, raw, "run", where)
-        fit = dict(raw.get("fit", {}))
+        # The number of threads shapes the bits, so it is a setting, never what a machine happens to have.
+        fit = {"threads": 1, **raw.get("fit", {})}
         for key in _FROM_RUN:
             if key in fit:
                 raise BadInput(f"{where}: fit.{key} is set by [run]; write it there ({'first_epochs, epochs, seed'}).")
@@ -134,8 +140,14 @@ class Settings:
             mine=_section(MineConfig, raw, "mine", where),
             executor=_section(ExecutorConfig, raw, "executor", where),
         )
-        settings.fit_config(0, where)
+        if settings.fit_config(0, where).threads == 0:
+            raise BadInput(f"{where}: fit.threads = 0 gives other bytes on other machines; say how many threads.")
         return settings
+
+    @property
+    def threads(self) -> int:
+        """Threads of a fit."""
+        return int(self.fit_config(0).threads)
 
     def fit_config(self, round: int, where: str = "run file") -> Any:
         """The `FitConfig` of one round. Raises BadInput for a wrong key in [fit]."""

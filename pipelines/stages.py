@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, get_args
 
+from miner.artifacts.errors import BadInput
 from miner.artifacts.pairs import Direction, Side, sides
 from pipelines.settings import Settings
 
@@ -82,7 +83,13 @@ class Stage:
 
 
 def declare(settings: Settings, data: Data) -> list[Stage]:
-    """All stages of a run, parents before children."""
+    """All stages of a run, parents before children. Raises BadInput for a k that no gallery can fill."""
+    smallest = min(data.num_images, data.num_texts)
+    if settings.loss.needs_tables and settings.mine.k > smallest:
+        raise BadInput(
+            f"mine.k = {settings.mine.k} is larger than the gallery: {data.num_images} images, "
+            f"{data.num_texts} texts; ask for at most {smallest}."
+        )
     stages: list[Stage] = []
     for round in range(settings.run.rounds + 1):
         tables: tuple[tuple[str, str], ...] = ()
@@ -95,10 +102,12 @@ def declare(settings: Settings, data: Data) -> list[Stage]:
         parent = ("checkpoint", f"r{round}/fit")
         stages.append(Stage(round, "evaluate", "", "metrics", (parent,), {"data": dict(data.fingerprints)}))
     last = settings.run.rounds
+    look = {
+        "data": data.fingerprints["train"],
+        "settings": {k: v for k, v in settings.dump().items() if k != "executor"},
+    }
     shown = tuple((s.name, s.name) for s in stages if s.work in ("mine", "evaluate"))
-    stages.append(
-        Stage(last, "report", "", "report", shown, {"data": data.fingerprints["train"]}, disk=4 * 2**20, memory=2**28)
-    )
+    stages.append(Stage(last, "report", "", "report", shown, look, disk=4 * 2**20, memory=2**28))
     return stages
 
 

@@ -94,6 +94,7 @@ def fit(
     import torch
 
     from miner.artifacts.errors import BadInput
+    from miner.artifacts.lock import hold
     from trainer import losses, models, registry
     from trainer.checkpoint import CHECKPOINT, Checkpoint
     from trainer.fit import FitConfig
@@ -120,7 +121,7 @@ def fit(
             f"{start}: {begin.epoch} epochs are done, but fit.total_epochs is {fit_config.total_epochs}; raise it."
         )
     inputs = {
-        "data": [dataset.name, fold, dataset.pairs.fingerprint],
+        "data": [dataset.name, fold, dataset.fingerprint],
         "model": [models.name_of(model_config), model_config.model_dump(mode="json")],
         "loss": [losses.name_of(loss_config), loss_config.model_dump(mode="json")],
         "fit": fit_config.model_dump(mode="json"),
@@ -128,6 +129,7 @@ def fit(
         "start": begin.fingerprint if begin else None,
         "torch": torch.__version__,
     }
+    click.get_current_context().with_resource(hold(out))
     draft = _draft(out, ".", CHECKPOINT, inputs)
     done = draft.committed()
     if done is not None:
@@ -175,22 +177,25 @@ def encode(data: str, fold: int, checkpoint: Path, split: str, out: Path, shard_
     import torch
 
     from miner.artifacts.embeddings import EMBEDDINGS, commit_embeddings, npy_bytes, part_name, shard_ranges
+    from miner.artifacts.lock import hold
     from miner.artifacts.manifest import open_artifact
     from miner.artifacts.pairs import Side
     from trainer.checkpoint import CHECKPOINT, Checkpoint
-    from trainer.encode import BATCH_SIZE, encode_rows, write_pairs
+    from trainer.encode import BATCH_SIZE, check_pairs, default_device, encode_rows, write_pairs
 
     artifact = open_artifact(checkpoint, CHECKPOINT)
     found = Checkpoint.open(artifact)
     dataset = _dataset(data, fold, split)
     _check_fits(found, dataset)
-    model = found.model()
+    model = found.model(default_device())
+    click.get_current_context().with_resource(hold(out))
+    check_pairs(out / "pairs.csv", dataset.pairs)
     meta = {"pairs": dataset.pairs.fingerprint, "checkpoint": artifact.manifest.fingerprint}
     for side in get_args(Side):
         ids = dataset.pairs.ids(side)
         inputs = {
             **meta,
-            "data": [dataset.name, fold, split],
+            "data": [dataset.name, fold, split, dataset.fingerprint],
             "side": side,
             "shard_rows": shard_rows,
             "threads": threads,
@@ -240,14 +245,14 @@ def evaluate(data: str, fold: int, checkpoint: Path, split: str, out: Path | Non
     from miner.artifacts.manifest import canonical_json, open_artifact
     from miner.artifacts.pairs import Side
     from trainer.checkpoint import CHECKPOINT, Checkpoint
-    from trainer.encode import encode_rows
+    from trainer.encode import default_device, encode_rows
     from trainer.evaluate import metrics
 
     artifact = open_artifact(checkpoint, CHECKPOINT)
     found = Checkpoint.open(artifact)
     dataset = _dataset(data, fold, split)
     _check_fits(found, dataset)
-    pairs, model = dataset.pairs, found.model()
+    pairs, model = dataset.pairs, found.model(default_device())
     images, texts = (
         encode_rows(model, dataset, side, np.arange(len(pairs.ids(side))), threads=threads) for side in get_args(Side)
     )
@@ -262,7 +267,7 @@ def evaluate(data: str, fold: int, checkpoint: Path, split: str, out: Path | Non
         inputs = {
             "pairs": pairs.fingerprint,
             "checkpoint": artifact.manifest.fingerprint,
-            "data": [dataset.name, fold, split],
+            "data": [dataset.name, fold, split, dataset.fingerprint],
             "threads": threads,
             "torch": torch.__version__,
         }
@@ -311,7 +316,7 @@ def _sections(path: Path | None) -> dict[str, dict[str, Any]]:
         return found
     try:
         given = tomllib.loads(path.read_text(encoding="utf8"))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: not valid TOML: {error}.") from error
     for name, section in given.items():
         if name not in found or not isinstance(section, dict):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from miner.artifacts.pairs import Pairs, Side
 from trainer.data import Dataset
 from trainer.models import Encoder
 
-__all__ = ["BATCH_SIZE", "encode_rows", "write_pairs"]
+__all__ = ["BATCH_SIZE", "check_pairs", "default_device", "encode_rows", "write_pairs"]
 
 BATCH_SIZE = 256
 
@@ -85,12 +86,28 @@ def _quiet(model: Encoder, threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def default_device() -> torch.device:
+    """The GPU where torch sees one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _pairs_csv(pairs: Pairs) -> bytes:
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["image_id", "text_id"])
+    for image, text in zip(pairs.image_rows, pairs.text_rows, strict=True):
+        writer.writerow([pairs.image_ids[image], pairs.text_ids[text]])
+    return file.getvalue().encode()
+
+
+def check_pairs(path: Path, pairs: Pairs) -> None:
+    """Raise BadInput when `path` is already somebody's own pairs file, which `write_pairs` would replace."""
+    if path.exists() and path.read_bytes() != _pairs_csv(pairs):
+        raise BadInput(f"{path}: other pairs are here already, and would be overwritten; choose another --out.")
+
+
 def write_pairs(path: Path, pairs: Pairs) -> None:
     """Write `pairs.csv` (image_id, text_id), as `miner mine` wants it beside the vectors; whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["image_id", "text_id"])
-        for image, text in zip(pairs.image_rows, pairs.text_rows, strict=True):
-            writer.writerow([pairs.image_ids[image], pairs.text_ids[text]])
+    temporary.write_bytes(_pairs_csv(pairs))
     os.replace(temporary, path)

@@ -272,9 +272,9 @@ def _key(
     start: Checkpoint | None,
     first_epoch: int,
 ) -> str:
-    """Which training an epoch file belongs to: everything that determines its bits, short of the pixels themselves."""
+    """Which training an epoch file belongs to: everything that determines its bits."""
     settings = {
-        "data": [dataset.name, dataset.split, dataset.pairs.fingerprint, list(dataset.images.shape)],
+        "data": [dataset.name, dataset.split, dataset.fingerprint],
         "model": [models.name_of(model_config), model_config.model_dump(mode="json")],
         "loss": [losses.name_of(loss_config), loss_config.model_dump(mode="json")],
         "fit": fit_config.model_dump(mode="json"),

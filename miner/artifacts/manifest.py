@@ -220,18 +220,37 @@ class Draft:
     def add_part(self, name: str, data: bytes, rows: int) -> FileRecord:
         """Write one part and then its record beside it: a part without a record was never finished."""
         record = self.add(name, data, rows)
-        self.store.remove(f"{self.prefix}/{name}.done")
-        self.store.create(f"{self.prefix}/{name}.done", canonical_json(asdict(record)))
+        done = {"input_key": input_key(self.kind, self.inputs), **asdict(record)}
+        self.store.write(f"{self.prefix}/{name}.done", canonical_json(done))
         return record
 
     def find_part(self, name: str) -> FileRecord | None:
-        """The record of a part an earlier, killed attempt finished, if its bytes are still the same."""
+        """The record of a part that a killed attempt at this very artifact finished, if its bytes are whole."""
         try:
-            record = FileRecord(**json.loads(self.store.read(f"{self.prefix}/{name}.done")))
-            path = self.store.local(f"{self.prefix}/{name}")
-        except (FileNotFoundError, ValueError, TypeError):
+            self.read_part(name)
+            return self._part_record(name)
+        except (DamagedArtifact, FileNotFoundError):
             return None
-        return record if path.stat().st_size == record.bytes and digest_file(path) == record.sha256 else None
+
+    def read_part(self, name: str) -> bytes:
+        """Bytes of a finished part. Raises DamagedArtifact, or FileNotFoundError when it was never finished."""
+        record = self._part_record(name)
+        data = self.store.read(f"{self.prefix}/{name}")
+        if len(data) != record.bytes or hashlib.sha256(data).hexdigest() != record.sha256:
+            raise DamagedArtifact(f"{self.store.url}/{self.prefix}/{name}: not the part that was written; run again.")
+        return data
+
+    def _part_record(self, name: str) -> FileRecord:
+        where = f"{self.store.url}/{self.prefix}/{name}.done"
+        try:
+            done = json.loads(self.store.read(f"{self.prefix}/{name}.done"))
+            key = done.pop("input_key")
+            record = FileRecord(**done)
+        except (ValueError, KeyError, TypeError, AttributeError) as broken:
+            raise DamagedArtifact(f"{where}: not a part's record; run the same command again.") from broken
+        if key != input_key(self.kind, self.inputs):
+            raise DamagedArtifact(f"{where}: this part was made from other inputs; run the same command again.")
+        return record
 
     def drop_part(self, name: str, *, keep_file: bool) -> None:
         """Forget a part's record, and the part too unless it is a file of the finished artifact."""

@@ -59,7 +59,8 @@ class NegativeBlock:
         """The anchors from `start` to `stop`."""
         at = slice(start, stop)
         return NegativeBlock(
-            self.anchor_rows[at], self.negatives[at], self.scores[at], self.lowest_positive[at], self.reasons)
+            self.anchor_rows[at], self.negatives[at], self.scores[at], self.lowest_positive[at], self.reasons
+        )
 
     @staticmethod
     def join(blocks: list[NegativeBlock]) -> NegativeBlock:
@@ -95,8 +96,14 @@ def write_negatives(
     source = draft.scratch()
     try:
         with pq.ParquetWriter(
-            source, layout.schema, compression="zstd", use_dictionary=[*_IDS, "rank", "lowest_positive"],
-            use_byte_stream_split=["score"], store_schema=False, dictionary_pagesize_limit=1 << 30, version="2.6",
+            source,
+            layout.schema,
+            compression="zstd",
+            use_dictionary=[*_IDS, "rank", "lowest_positive"],
+            use_byte_stream_split=["score"],
+            store_schema=False,
+            dictionary_pagesize_limit=1 << 30,
+            version="2.6",
         ) as writer:
             writer.add_key_value_metadata({FOOTER_KEY.decode(): canonical_json(full).decode()})
             # One row group per table: its dictionaries hold the ids of that group, whatever their size.
@@ -132,8 +139,14 @@ class _Layout:
         words = pa.dictionary(pa.int32(), pa.string())
         rank = pa.int16() if k <= 2**15 else pa.int32()
         self.schema = pa.schema(
-            [("anchor_id", words), ("rank", rank), ("negative_id", words), ("score", pa.float32()),
-             ("lowest_positive", pa.float32())])
+            [
+                ("anchor_id", words),
+                ("rank", rank),
+                ("negative_id", words),
+                ("score", pa.float32()),
+                ("lowest_positive", pa.float32()),
+            ]
+        )
         self.done = self.num_rows = self.above = self.anchors_above = 0
         self.hardness = 0.0
         self.short: list[tuple[str, int, int, float, str]] = []
@@ -143,13 +156,17 @@ class _Layout:
         pa, start = self.pa, self.done
         self.done += len(block)
         if not np.array_equal(block.anchor_rows, self.order[start : self.done]):
-            raise BadInput(f"negatives: the blocks must cover every {self.anchor_side} once, in id order; "
-                           f"they do not from anchor {start} to {self.done}.")
+            raise BadInput(
+                f"negatives: the blocks must cover every {self.anchor_side} once, in id order; "
+                f"they do not from anchor {start} to {self.done}."
+            )
         valid = block.negatives >= 0
         found = valid.sum(1)
         if block.negatives.shape != (len(block), self.k) or (valid[:, 1:] & ~valid[:, :-1]).any():
-            raise BadInput(f"negatives: a block has shape {block.negatives.shape} or a hole in a row; "
-                           f"give (anchors, {self.k}) rows, hardest first, with -1 at the end only.")
+            raise BadInput(
+                f"negatives: a block has shape {block.negatives.shape} or a hole in a row; "
+                f"give (anchors, {self.k}) rows, hardest first, with -1 at the end only."
+            )
         self._count(block, valid, found)
         place = self.place[block.negatives[valid]]
         used = np.zeros(len(self.place), dtype=bool)
@@ -159,7 +176,8 @@ class _Layout:
         code[rows] = np.arange(len(rows), dtype=np.int32)
         columns = [
             pa.DictionaryArray.from_arrays(
-                np.repeat(np.arange(len(block), dtype=np.int32), found), self.anchor_ids.slice(start, len(block))),
+                np.repeat(np.arange(len(block), dtype=np.int32), found), self.anchor_ids.slice(start, len(block))
+            ),
             pa.array(np.broadcast_to(np.arange(self.k), valid.shape)[valid], self.schema.field("rank").type),
             pa.DictionaryArray.from_arrays(code[place], self.gallery_ids.take(pa.array(rows))),
             pa.array(block.scores[valid], pa.float32()),
@@ -195,7 +213,10 @@ class _Layout:
         """What a person wants to know of a table; the shares are of negatives and of anchors."""
         rows = max(self.num_rows, 1)
         return {
-            "anchors": self.done, "k": self.k, "negatives": self.num_rows, "shortfalls": len(self.short),
+            "anchors": self.done,
+            "k": self.k,
+            "negatives": self.num_rows,
+            "shortfalls": len(self.short),
             "hardness_mean": round(self.hardness / rows, 6),
             "share_above_lowest_positive": round(self.above / rows, 6),
             "share_anchors_above_lowest_positive": round(self.anchors_above / self.done, 6),
@@ -252,7 +273,8 @@ class NegativeTable:
         if provenance["pairs"] != pairs.unordered_fingerprint:
             raise BadInput(
                 f"{artifact.where}: this table was mined for other pairs (fingerprint {provenance['pairs'][:12]}) than "
-                f"{pairs.name} (fingerprint {pairs.unordered_fingerprint[:12]}); mine again for these.")
+                f"{pairs.name} (fingerprint {pairs.unordered_fingerprint[:12]}); mine again for these."
+            )
         direction, k = provenance["direction"], int(provenance["k"])
         anchors, gallery = sides(direction)
         num_anchors = len(pairs.ids(anchors))

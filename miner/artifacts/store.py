@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -54,8 +55,12 @@ class Store(Protocol):
         """A fresh local path from which `put` below `prefix` is cheap."""
         ...
 
+    def write(self, name: str, data: bytes) -> None:
+        """`put` from memory."""
+        ...
+
     def remove(self, name: str) -> None:
-        """Delete `name`; nothing happens when it is absent."""
+        """Delete `name` and everything below it; nothing happens when it is absent."""
         ...
 
     def sweep(self, prefix: str) -> None:
@@ -129,8 +134,20 @@ class LocalStore:
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{_SCRATCH}{secrets.token_hex(8)}{suffix}"
 
+    def write(self, name: str, data: bytes) -> None:
+        source = self.scratch(str(PurePosixPath(name).parent))
+        try:
+            source.write_bytes(data)
+            self.put(name, source)
+        finally:
+            source.unlink(missing_ok=True)
+
     def remove(self, name: str) -> None:
-        self._path(name).unlink(missing_ok=True)
+        path = self._path(name)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
     def sweep(self, prefix: str) -> None:
         for left in self._path(prefix).glob(f"{_SCRATCH}*"):

@@ -18,11 +18,15 @@ def faiss() -> Any:
     try:
         found = importlib.import_module("faiss")
     except ImportError as missing:
-        raise BadInput(f"faiss cannot be imported ({missing}); install one of its wheels, never both: pip install "
-                       '"quintain[cpu]", or pip install "quintain[gpu]" on a machine with a GPU.') from missing
+        raise BadInput(
+            f"faiss cannot be imported ({missing}); install one of its wheels, never both: pip install "
+            '"quintain[cpu]", or pip install "quintain[gpu]" on a machine with a GPU.'
+        ) from missing
     if not hasattr(found, "IndexFlatIP"):
-        raise BadInput("faiss is an empty folder here: its CPU and GPU wheels were both installed and one was removed; "
-                       'run pip uninstall faiss-cpu faiss-gpu, then pip install "quintain[cpu]".')
+        raise BadInput(
+            "faiss is an empty folder here: its CPU and GPU wheels were both installed and one was removed; "
+            'run pip uninstall faiss-cpu faiss-gpu, then pip install "quintain[cpu]".'
+        )
     return found
 
 

@@ -42,8 +42,9 @@ class Flat:
     @cached_property
     def max_norm(self) -> float:
         vectors = _faiss.faiss().rev_swig_ptr(self._cpu.get_xb(), self.size * self.dim).reshape(self.size, self.dim)
-        squares = (np.square(vectors[at : at + _BLOCK], dtype=np.float64).sum(1).max()
-                   for at in range(0, self.size, _BLOCK))
+        squares = (
+            np.square(vectors[at : at + _BLOCK], dtype=np.float64).sum(1).max() for at in range(0, self.size, _BLOCK)
+        )
         return float(np.sqrt(max(squares)))
 
     def search(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -35,7 +36,7 @@ class RayExecutor:
     """Joins the cluster at `config.address` or starts a local one. Raises Retryable when neither comes up."""
 
     def __init__(self, config: ExecutorConfig, progress: Progress) -> None:
-        self.workers = config.workers or os.cpu_count() or 1
+        self.workers = config.workers or len(os.sched_getaffinity(0))
         local = f"starting a local cluster with {self.workers} workers"
         progress.say("ray: " + (f"joining {config.address}" if config.address else local))
         logging.getLogger("ray").setLevel(logging.ERROR)
@@ -53,7 +54,7 @@ class RayExecutor:
                 )
         except (RayError, ConnectionError, RuntimeError, ValueError) as failed:
             where = config.address or "this machine"
-            raise Retryable(f"no Ray cluster at {where}: {str(failed).splitlines()[0]}") from failed
+            raise Retryable(f"no Ray cluster at {where}: {_first_line(failed)}") from failed
         self.gpus = _resource("GPU") > 0
 
     def execute(self, task: Task, progress: Progress) -> Artifact:
@@ -63,20 +64,24 @@ class RayExecutor:
             if task.stage.unit == "shard":
                 for done, _ in enumerate(self._parts(task), start=1):
                     progress.advance(done)
-            finish = _finish.options(name=task.stage.name, max_retries=_RETRIES, num_cpus=1)
+            finish = _finish.options(name=task.stage.name, max_retries=_RETRIES, num_cpus=1, num_gpus=self._gpus(task))
             return artifact_at(task.draft.store, str(ray.get(finish.remote(task))))
         except RayTaskError as failed:
             raise _cause(failed, task) from failed
         except RayError as failed:
-            lost = str(failed).splitlines()[0]
+            lost = _first_line(failed)
             raise Retryable(f"{task.stage.name}: Ray lost the work ({lost}); run the same command again.") from failed
 
     def close(self) -> None:
         ray.shutdown()
 
+    def _gpus(self, task: Task) -> int:
+        """Encode runs the model on a GPU where the cluster has one, and faiss searches there."""
+        return 1 if self.gpus and task.stage.work in ("encode", "index", "mine", "evaluate") else 0
+
     def _parts(self, task: Task) -> Iterator[FileRecord]:
         """Records of all parts, as they finish; a few more are submitted than there are workers."""
-        gpu = 1 if self.gpus and task.stage.work == "encode" else 0
+        gpu = self._gpus(task)
         part = _part.options(name=task.stage.name, max_retries=_RETRIES, num_cpus=1, num_gpus=gpu)
         waiting = list(range(task.stage.parts))[::-1]
         running: list[Any] = []
@@ -91,14 +96,18 @@ class RayExecutor:
         from ray.train.torch import TorchTrainer
         from ray.train.v2.api.exceptions import TrainingFailedError
 
+        cpus = min(task.settings.threads, self.workers)
+        storage = f"{task.draft.store.url}/.ray-train"
         said = Queue(actor_options={"num_cpus": 0})
         trainer = TorchTrainer(
             _fit_loop,
             train_loop_config={"task": task, "said": said},
-            scaling_config=ScalingConfig(num_workers=1, use_gpu=self.gpus, resources_per_worker={"CPU": 1}),
+            scaling_config=ScalingConfig(
+                num_workers=1, use_gpu=self.gpus, resources_per_worker={"CPU": self._fit_cpus(task)}
+            ),
             run_config=RunConfig(
                 name=f"r{task.stage.round}-fit-{secrets.token_hex(4)}",
-                storage_path=f"{task.draft.store.url}/.ray-train",
+                storage_path=storage,
                 failure_config=FailureConfig(max_failures=_FIT_FAILURES),
             ),
         )
@@ -118,11 +127,12 @@ class RayExecutor:
                 if ended:
                     break
         said.shutdown()
+        shutil.rmtree(storage, ignore_errors=True)  # Ray's own notes; the weights are an artifact of ours
         try:
             running.result()
         except TrainingFailedError as failed:
             raise Retryable(
-                f"{task.stage.name}: training failed {_FIT_FAILURES + 1} times ({str(failed).splitlines()[0]}); "
+                f"{task.stage.name}: training failed {_FIT_FAILURES + 1} times ({_first_line(failed)}); "
                 "run again to go on from its last epoch."
             ) from failed
         return artifact_at(task.draft.store, prefix)
@@ -152,13 +162,17 @@ def _fit_loop(config: dict[str, Any]) -> None:
 
 
 def _drain(said: Queue) -> Iterator[tuple[str, Any]]:
-    timeout = _POLL_SECONDS
-    while True:
-        try:
-            yield said.get(timeout=timeout)
-        except Empty:
-            return
-        timeout = 0.0
+    """What the worker has said by now; waits a moment for the first of it."""
+    try:
+        yield said.get(timeout=_POLL_SECONDS)
+        while True:
+            yield said.get(block=False)
+    except Empty:
+        return
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _cause(failed: RayTaskError, task: Task) -> Exception:

@@ -56,5 +56,6 @@ class EncodeJob:
 def _model(store: Store, prefix: str) -> Any:
     """The model of a checkpoint, opened once per process."""
     from trainer.checkpoint import Checkpoint
+    from trainer.encode import default_device
 
-    return Checkpoint.open(artifact_at(store, prefix)).model()
+    return Checkpoint.open(artifact_at(store, prefix)).model(default_device())

@@ -22,10 +22,10 @@ class EvaluateJob:
 
     def finish(self) -> Artifact:
         from trainer.checkpoint import Checkpoint
-        from trainer.encode import encode_rows
+        from trainer.encode import default_device, encode_rows
         from trainer.evaluate import metrics
 
-        model = Checkpoint.open(self.task.parent("checkpoint")).model()
+        model = Checkpoint.open(self.task.parent("checkpoint")).model(default_device())
         found = {}
         for split in ("dev", "test"):
             dataset = self.task.dataset(split)

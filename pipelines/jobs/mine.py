@@ -59,9 +59,8 @@ class MineJob:
         return artifact
 
     def _blocks(self) -> Iterator[NegativeBlock]:
-        store, prefix = self.task.draft.store, self.task.draft.prefix
         for index in range(len(self.ranges)):
-            yield _unpack(store.read(f"{prefix}/{_part_name(index)}"))
+            yield _unpack(self.task.draft.read_part(_part_name(index)))
 
     def _provenance(self) -> dict[str, Any]:
         checkpoint = self.task.parent(self.anchor).manifest.meta["checkpoint"]

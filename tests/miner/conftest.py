@@ -27,10 +27,13 @@ class Problem:
         """The same items stored in another order."""
         rng = np.random.default_rng(seed)
         images, texts = rng.permutation(len(self.images)), rng.permutation(len(self.texts))
-        links = [(self.pairs.image_ids[i], self.pairs.text_ids[t])
-                 for i, t in zip(self.pairs.image_rows, self.pairs.text_rows, strict=True)]
+        links = [
+            (self.pairs.image_ids[i], self.pairs.text_ids[t])
+            for i, t in zip(self.pairs.image_rows, self.pairs.text_rows, strict=True)
+        ]
         pairs = Pairs.from_ids(
-            [self.pairs.image_ids[i] for i in images], [self.pairs.text_ids[t] for t in texts], links)
+            [self.pairs.image_ids[i] for i in images], [self.pairs.text_ids[t] for t in texts], links
+        )
         return Problem(pairs, self.images[images], self.texts[texts])
 
     def write(self, folder: Path) -> Path:
@@ -89,7 +92,8 @@ def oracle() -> Callable[..., dict[int, tuple[list[int], list[float], float]]]:
             is_own = [((a, g) if direction == "i2t" else (g, a)) in own for g in range(len(gallery))]
             rows = sorted(
                 (g for g in range(len(gallery)) if not is_own[g]),
-                key=lambda g: (-scores[g], int(names[g]) if numeric else names[g]))[:k]
+                key=lambda g: (-scores[g], int(names[g]) if numeric else names[g]),
+            )[:k]
             lowest = min(scores[g] for g in range(len(gallery)) if is_own[g])
             found[a] = (rows, [scores[g] for g in rows], lowest)
         return found

@@ -28,8 +28,14 @@ def run(*arguments: object):
 def in_process(code: str, *arguments: object, **options) -> subprocess.CompletedProcess[str]:
     """Run Python code in a fresh interpreter."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True,
-                          env=environment, check=False, **options)
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        **options,
+    )
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -97,8 +103,10 @@ def test_embeddings_of_the_trainer_give_the_same_tables(problem, tmp_path):
     (made / "pairs.csv").write_bytes((plain / "pairs.csv").read_bytes())
     for side, vectors in (("image", given.images), ("text", given.texts)):
         draft = Draft(LocalStore(made), side, EMBEDDINGS, {})
-        parts = [draft.add_part(part_name(at), npy_bytes(vectors[start : start + 16]), len(vectors[start : start + 16]))
-                 for at, start in enumerate(range(0, len(vectors), 16))]
+        parts = [
+            draft.add_part(part_name(at), npy_bytes(vectors[start : start + 16]), len(vectors[start : start + 16]))
+            for at, start in enumerate(range(0, len(vectors), 16))
+        ]
         commit_embeddings(draft, side, given.pairs.ids(side), parts, vectors.shape[1], {})
     for folder in (plain, made):
         result = run("mine", folder, "--k", 5, "--out", tmp_path / f"of-{folder.name}")
@@ -132,6 +140,7 @@ def test_pairs_as_tsv_and_parquet_and_ids_by_row(problem, tmp_path, name):
 def break_vectors(change):
     def breaking(folder: Path) -> None:
         np.save(folder / "images.npy", change(np.load(folder / "images.npy")))
+
     return breaking
 
 
@@ -139,6 +148,7 @@ def at(row: int, value: float):
     def change(vectors: np.ndarray) -> np.ndarray:
         vectors[row] = value
         return vectors
+
     return break_vectors(change)
 
 
@@ -147,6 +157,7 @@ def replace_text(name: str, old: str, new: str):
         text = (folder / name).read_text()
         assert old in text
         (folder / name).write_text(text.replace(old, new, 1))
+
     return breaking
 
 
@@ -201,8 +212,10 @@ BAD_FOLDERS = {
     "empty id": (replace_text("image_ids.txt", "\n7919\n", "\n\n"), "line 2 is empty"),
     "ids not UTF-8": (write("image_ids.txt", b"\xff\xfe\n"), "not UTF-8"),
     "too few ids": (write("text_ids.txt", b"a\nb\n"), "2 ids for"),
-    "unknown image id": (replace_text("pairs.csv", "\n7919,", "\nwho,"),
-                         "unknown image id(s) in the pairs, first 'who'"),
+    "unknown image id": (
+        replace_text("pairs.csv", "\n7919,", "\nwho,"),
+        "unknown image id(s) in the pairs, first 'who'",
+    ),
     "unknown text id": (replace_text("pairs.csv", "0,t", "0,u"), "unknown text id"),
     "no positive": (without_a_positive, "without a positive, first '7919'"),
     "no pair": (write("pairs.csv", b"image_id,text_id\n"), "no pairs"),
@@ -314,8 +327,14 @@ CLI = "import sys; from miner.cli import main; main(sys.argv[1:])"
 def test_a_disk_that_takes_no_more(problem, tmp_path, command):
     """A real limit on the size of files stops the write in its middle, as a full disk does."""
     folder = problem(images=400).write(tmp_path / "vectors")
-    result = in_process(CLI, command, folder, "--out", tmp_path / "t",
-                        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)))
+    result = in_process(
+        CLI,
+        command,
+        folder,
+        "--out",
+        tmp_path / "t",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)),
+    )
     assert result.returncode == 75, result.stderr
     assert result.stderr.strip().splitlines()[-1].startswith("error: the disk would not take the data")
     assert "Traceback" not in result.stderr

@@ -18,7 +18,6 @@ from miner.artifacts.store import LocalStore
 from miner.mine import mine
 
 
-
 @pytest.fixture
 def artifacts(problem, tmp_path) -> dict[str, tuple[Path, Callable[[Path], object]]]:
     """By kind: the folder of a committed artifact, and what reads all of it."""
@@ -35,8 +34,10 @@ def artifacts(problem, tmp_path) -> dict[str, tuple[Path, Callable[[Path], objec
     return {
         "index": (tmp_path / "index", lambda path: index.load(open_artifact(path, index.INDEX)).dumps()),
         "negatives": (tmp_path / "negatives", lambda path: _bytes(NegativeTable.open(path, made.pairs))),
-        "embeddings": (tmp_path / "embeddings",
-                       lambda path: Embeddings.open(open_artifact(path, EMBEDDINGS)).array().tobytes()),
+        "embeddings": (
+            tmp_path / "embeddings",
+            lambda path: Embeddings.open(open_artifact(path, EMBEDDINGS)).array().tobytes(),
+        ),
     }
 
 

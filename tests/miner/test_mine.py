@@ -20,7 +20,8 @@ from miner.search import Searcher, norms, similarities, unit
 def mined(problem, direction, k, **how) -> NegativeBlock:
     vectors, gallery = problem.vectors(direction)
     return NegativeBlock.join(
-        list(mine(vectors, index.build("flat", gallery), gallery, problem.pairs, direction, k, **how)))
+        list(mine(vectors, index.build("flat", gallery), gallery, problem.pairs, direction, k, **how))
+    )
 
 
 def assert_same(block: NegativeBlock, expected, k: int) -> None:
@@ -171,8 +172,16 @@ def test_refusals(problem):
     with pytest.raises(BadInput, match="build the index from these"):
         list(mine(vectors, index.build("flat", gallery[:-1]), gallery, pairs, "i2t", 3))
     with pytest.raises(BadInput, match="overflows"):
-        list(mine(vectors * np.float32(1e30), index.build("flat", gallery * np.float32(1e30)),
-                  gallery * np.float32(1e30), pairs, "i2t", 3))
+        list(
+            mine(
+                vectors * np.float32(1e30),
+                index.build("flat", gallery * np.float32(1e30)),
+                gallery * np.float32(1e30),
+                pairs,
+                "i2t",
+                3,
+            )
+        )
     with pytest.raises(BadInput, match="flat"):
         index.build("flatt", gallery)
 

@@ -71,8 +71,10 @@ def test_bytes_do_not_depend_on_the_blocks(problem, tmp_path, monkeypatch):
     assert len(files) == 1
     file = pq.ParquetFile(artifact.path("negatives.parquet"))
     assert [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)] == [35] * 5 + [25]
-    assert np.array_equal(NegativeTable.open(artifact, given.pairs).negatives[given.pairs.order("image")],
-                          NegativeBlock.join(blocks_of(given, "i2t", 5)).negatives)
+    assert np.array_equal(
+        NegativeTable.open(artifact, given.pairs).negatives[given.pairs.order("image")],
+        NegativeBlock.join(blocks_of(given, "i2t", 5)).negatives,
+    )
 
 
 @pytest.mark.parametrize("grid", [False, True])
@@ -115,9 +117,15 @@ def test_pandas_polars_and_duckdb_read_it(problem, tmp_path):
     artifact = write(tmp_path, "a", given, "i2t", k, blocks_of(given, "i2t", k))
     table = NegativeTable.open(artifact, given.pairs)
     expected = [
-        (given.pairs.image_ids[image], rank, given.pairs.text_ids[table.negatives[image, rank]],
-         float(table.scores[image, rank]), float(table.lowest_positive[image]))
-        for image in given.pairs.order("image") for rank in range(table.num_negatives[image])
+        (
+            given.pairs.image_ids[image],
+            rank,
+            given.pairs.text_ids[table.negatives[image, rank]],
+            float(table.scores[image, rank]),
+            float(table.lowest_positive[image]),
+        )
+        for image in given.pairs.order("image")
+        for rank in range(table.num_negatives[image])
     ]
     path = artifact.path("negatives.parquet")
     frame = pd.read_parquet(path)
@@ -144,10 +152,27 @@ def test_an_anchor_whose_positives_are_the_whole_gallery(tmp_path, problem):
     assert table.negatives.tolist() == [[-1, -1], [0, 2]]
     assert table.lowest_positive.tolist() == [1, 1]
     assert artifact.manifest.meta["shortfalls"] == 1
-    everything = write(tmp_path, "b", replace(given, pairs=Pairs(("a",), ("x",), np.array([0]), np.array([0])),
-                                              images=given.images[:1], texts=given.texts[:1]), "i2t", 1,
-                       [NegativeBlock(np.array([0]), np.full((1, 1), -1, np.int32), np.full((1, 1), np.nan, np.float32),
-                                      np.ones(1, np.float32), {0: "its only text"})])
+    everything = write(
+        tmp_path,
+        "b",
+        replace(
+            given,
+            pairs=Pairs(("a",), ("x",), np.array([0]), np.array([0])),
+            images=given.images[:1],
+            texts=given.texts[:1],
+        ),
+        "i2t",
+        1,
+        [
+            NegativeBlock(
+                np.array([0]),
+                np.full((1, 1), -1, np.int32),
+                np.full((1, 1), np.nan, np.float32),
+                np.ones(1, np.float32),
+                {0: "its only text"},
+            )
+        ],
+    )
     assert everything.manifest.meta["negatives"] == 0
     assert pd.read_parquet(everything.path("negatives.parquet")).empty
 
@@ -174,8 +199,11 @@ def test_refuses_other_pairs_and_other_artifacts(problem, tmp_path):
     given = problem()
     artifact = write(tmp_path, "a", given, "i2t", 5, blocks_of(given, "i2t", 5))
     image, text = np.argwhere(~given.pairs.belong(np.arange(40), np.arange(given.pairs.num_texts)))[0]
-    other = replace(given.pairs, image_rows=np.append(given.pairs.image_rows, image),
-                    text_rows=np.append(given.pairs.text_rows, text))
+    other = replace(
+        given.pairs,
+        image_rows=np.append(given.pairs.image_rows, image),
+        text_rows=np.append(given.pairs.text_rows, text),
+    )
     with pytest.raises(BadInput, match="other pairs"):
         NegativeTable.open(artifact, other)
     with pytest.raises(BadInput, match="not a negative table"):
@@ -196,5 +224,6 @@ def test_summary_counts_what_the_table_holds(problem, tmp_path):
     assert meta["hardness_mean"] == pytest.approx(frame.hardness.mean(), abs=1e-6)
     assert meta["share_above_lowest_positive"] == pytest.approx((frame.hardness > 0).mean(), abs=1e-6)
     assert meta["share_anchors_above_lowest_positive"] == pytest.approx(
-        (frame[frame["rank"] == 0].hardness > 0).mean(), abs=1e-6)
+        (frame[frame["rank"] == 0].hardness > 0).mean(), abs=1e-6
+    )
     assert (meta["anchors"], meta["negatives"]) == (len(given.texts), len(frame))

@@ -20,8 +20,13 @@ def test_unordered_fingerprint_is_of_the_content_alone(problem):
     texts = tuple(f"caption {name}" for name in given.text_ids)
     with_texts = Pairs(given.image_ids, given.text_ids, given.image_rows, given.text_rows, texts)
     other = problem().permuted(3).pairs
-    other_texts = Pairs(other.image_ids, other.text_ids, other.image_rows, other.text_rows,
-                        tuple(f"caption {name}" for name in other.text_ids))
+    other_texts = Pairs(
+        other.image_ids,
+        other.text_ids,
+        other.image_rows,
+        other.text_rows,
+        tuple(f"caption {name}" for name in other.text_ids),
+    )
     assert given.unordered_fingerprint == other.unordered_fingerprint != with_texts.unordered_fingerprint
     assert with_texts.unordered_fingerprint == other_texts.unordered_fingerprint
     assert with_texts.fingerprint != other_texts.fingerprint
@@ -40,11 +45,14 @@ def test_positives_and_belong_agree(problem):
             assert rows[offsets[item] : offsets[item + 1]].tolist() == np.flatnonzero(own).tolist()
 
 
-@pytest.mark.parametrize(("links", "sentence"), [
-    ([("a", "x"), ("b", "y"), ("c", "x")], "unknown image id"),
-    ([("a", "x"), ("b", "x")], "text.* without a positive, first 'y'"),
-    ([], "no pairs"),
-])
+@pytest.mark.parametrize(
+    ("links", "sentence"),
+    [
+        ([("a", "x"), ("b", "y"), ("c", "x")], "unknown image id"),
+        ([("a", "x"), ("b", "x")], "text.* without a positive, first 'y'"),
+        ([], "no pairs"),
+    ],
+)
 def test_refusals(links, sentence):
     with pytest.raises(BadInput, match=sentence):
         Pairs.from_ids(["a", "b"], ["x", "y"], links)

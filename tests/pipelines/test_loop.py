@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
-from pipelines import loop
+from miner.artifacts.lock import hold
 from pipelines.cli import main
 from tests.pipelines.builders import raw_settings, write_toml, write_vectors
 
@@ -140,10 +140,10 @@ def test_damage_is_said_and_not_used(finished: tuple[Path, Path], victim: str, t
 
 def test_a_second_writer_is_refused(finished: tuple[Path, Path]) -> None:
     run_file, root = finished
-    with loop.hold(root):
+    with hold(root):
         result = pipelines("run", run_file, "--run-dir", root)
     assert result.exit_code == 5
-    assert "another `pipelines run`" in result.output
+    assert "another command is writing" in result.output
 
 
 @pytest.mark.parametrize(

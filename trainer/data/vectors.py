@@ -10,6 +10,7 @@ An image may have several texts and a text several images; a text that occurs wi
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from miner.artifacts.errors import BadInput
+from miner.artifacts.npy import map_npy, read_ids
 from miner.artifacts.pairs import Pairs
 from trainer.data import Dataset, Split
 
@@ -62,6 +64,10 @@ class Rows:
             bad = ~np.isfinite(values.reshape(len(values), -1)).all(1)
             row = int(self.rows[np.asarray(rows)[int(np.argmax(bad))]])
             raise BadInput(f"{self.name}: row {row} holds NaN or infinity; fix the vector or leave the image out.")
+        zero = ~values.reshape(len(values), -1).any(1)
+        if zero.any():
+            row = int(self.rows[np.asarray(rows)[int(np.argmax(zero))]])
+            raise BadInput(f"{self.name}: row {row} holds only zeros; fix the vector or leave the image out.")
         return values
 
 
@@ -105,29 +111,16 @@ def read(config: Config, split: Split) -> Dataset:
 
 
 def _images(path: Path) -> npt.NDArray[Any]:
-    if not path.is_file():
-        raise BadInput(f"{path}: no such file; it must hold the image vectors as a float16 or float32 .npy array.")
-    try:
-        array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
-        raise BadInput(f"{path}: not a readable .npy array ({error}); write it with numpy.save.") from error
+    array = map_npy(path, (2, 3))
     if array.dtype not in (np.float16, np.float32):
         raise BadInput(f"{path}: dtype {array.dtype}; image vectors must be float16 or float32: convert with astype.")
-    if array.ndim not in (2, 3) or 0 in array.shape:
-        raise BadInput(
-            f"{path}: shape {array.shape}; image vectors must be (rows, dim) or (rows, regions, dim), not empty."
-        )
     return array
 
 
 def _image_ids(path: Path, num_rows: int) -> list[str]:
-    if not path.exists():
-        return [str(row) for row in range(num_rows)]
-    ids = path.read_text(encoding="utf8").splitlines()
-    if len(ids) != num_rows:
-        raise BadInput(f"{path}: {len(ids)} ids for {num_rows} rows of images.npy; give one id per row.")
+    ids = list(read_ids(path, num_rows))
     if len(set(ids)) != len(ids):
-        twice = next(image_id for position, image_id in enumerate(ids) if image_id in ids[:position])
+        twice = next(image_id for image_id, times in Counter(ids).items() if times > 1)
         raise BadInput(f"{path}: image id {twice!r} occurs more than once; ids must be unique.")
     return ids
 
@@ -147,5 +140,7 @@ def _lines(path: Path) -> Any:
                 if any(cells[column] is None for column in COLUMNS):
                     raise BadInput(f"{path}, line {reader.line_num}: fewer columns than the first line has.")
                 yield reader.line_num, cells
+    except csv.Error as error:
+        raise BadInput(f"{path}: not a readable CSV file ({error}).") from error
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8.") from error

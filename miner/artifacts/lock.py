@@ -1,0 +1,28 @@
+"""One writer per folder: an advisory lock that the kernel drops when its holder dies, however it dies."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from miner.artifacts.errors import AnotherWriter
+
+__all__ = ["hold"]
+
+_LOCK = ".lock"
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Be the only command that writes into `folder`, which is made if need be. Raises AnotherWriter when one is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / _LOCK, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as held:
+            raise AnotherWriter(
+                f"{folder}: another command is writing in this folder; wait for it to end, or use another folder."
+            ) from held
+        yield
