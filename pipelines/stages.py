@@ -102,10 +102,8 @@ def declare(settings: Settings, data: Data) -> list[Stage]:
         parent = ("checkpoint", f"r{round}/fit")
         stages.append(Stage(round, "evaluate", "", "metrics", (parent,), {"data": dict(data.fingerprints)}))
     last = settings.run.rounds
-    look = {
-        "data": data.fingerprints["train"],
-        "settings": {k: v for k, v in settings.dump().items() if k != "executor"},
-    }
+    sections = {name: section for name, section in settings.dump().items() if name != "executor"}
+    look = {"data": data.fingerprints["train"], "settings": sections}
     shown = tuple((s.name, s.name) for s in stages if s.work in ("mine", "evaluate"))
     stages.append(Stage(last, "report", "", "report", shown, look, disk=4 * 2**20, memory=2**28))
     return stages

@@ -102,9 +102,7 @@ class RayExecutor:
         trainer = TorchTrainer(
             _fit_loop,
             train_loop_config={"task": task, "said": said},
-            scaling_config=ScalingConfig(
-                num_workers=1, use_gpu=self.gpus, resources_per_worker={"CPU": self._fit_cpus(task)}
-            ),
+            scaling_config=ScalingConfig(num_workers=1, use_gpu=self.gpus, resources_per_worker={"CPU": cpus}),
             run_config=RunConfig(
                 name=f"r{task.stage.round}-fit-{secrets.token_hex(4)}",
                 storage_path=storage,

@@ -19,13 +19,13 @@ _DEADLINE = 240
 
 
 def start(run_file: Path, root: Path, *options: str) -> subprocess.Popen[bytes]:
-    """`pipelines run` in its own session, with a home of its own so that nothing is written into the user's."""
+    """`pipelines run` in its own session, from the folder above `root`, with a home of its own."""
     home = root.parent / "home"
     home.mkdir(exist_ok=True)
     environment = {**os.environ, "HOME": str(home), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
-    command = [sys.executable, "-m", "pipelines", "run", str(run_file), "--run-dir", str(root), *options]
+    command = [sys.executable, "-m", "pipelines", "run", str(run_file), "--run-dir", root.name, *options]
     log = open(root.parent / f"{root.name}.log", "ab")  # noqa: SIM115 - the process holds it
-    return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
+    return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment, cwd=root.parent)
 
 
 def finish(process: subprocess.Popen[bytes], root: Path) -> None:
@@ -37,7 +37,7 @@ def finish(process: subprocess.Popen[bytes], root: Path) -> None:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL the driver and whatever of its session is left."""
+    """SIGKILL whatever is left of the driver's session."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -89,23 +89,30 @@ MIDDLE = {
 @pytest.mark.parametrize("executor", ["inline", pytest.param("ray", marks=pytest.mark.heavy)])
 @pytest.mark.parametrize("stage", MIDDLE)
 def test_a_killed_driver_then_the_same_command(
-    run_file: Path, undisturbed: dict[str, str], executor: str, stage: str
+    request: pytest.FixtureRequest, run_file: Path, undisturbed: dict[str, str], executor: str, stage: str
 ) -> None:
-    _kill_in_the_middle(run_file, undisturbed, executor, [stage])
+    _kill_in_the_middle(request, run_file, undisturbed, executor, [stage])
 
 
-def test_a_killed_ray_driver_then_the_same_command(run_file: Path, undisturbed: dict[str, str]) -> None:
-    _kill_in_the_middle(run_file, undisturbed, "ray", ["encode", "mine", "refit"])
+def test_a_killed_ray_driver_then_the_same_command(
+    request: pytest.FixtureRequest, run_file: Path, undisturbed: dict[str, str]
+) -> None:
+    _kill_in_the_middle(request, run_file, undisturbed, "ray", ["encode", "mine", "refit"])
 
 
-def _kill_in_the_middle(run_file: Path, undisturbed: dict[str, str], executor: str, stages: list[str]) -> None:
+def _kill_in_the_middle(
+    request: pytest.FixtureRequest, run_file: Path, undisturbed: dict[str, str], executor: str, stages: list[str]
+) -> None:
     root = run_file.parent / f"killed-{executor}-{'-'.join(stages)}"
+    killed: list[subprocess.Popen[bytes]] = []
+    request.addfinalizer(lambda: [kill(process) for process in killed])
     for stage in stages:
         process = start(run_file, root, "--executor", executor)
-        try:
-            _wait(process, seen(root, MIDDLE[stage]))
-        finally:
-            kill(process)
+        killed.append(process)
+        _wait(process, seen(root, MIDDLE[stage]))
+        # The driver alone: what it had started may still be at work while the next one is.
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
         assert not seen(root, "001/evaluate/*/manifest.json")(), "killed too late to mean anything"
     finish(start(run_file, root, "--executor", executor), root)
     assert hashes(root) == undisturbed
