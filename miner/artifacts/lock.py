@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,14 +12,13 @@ from miner.artifacts.errors import AnotherWriter
 
 __all__ = ["hold"]
 
-_LOCK = ".lock"
-
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
     """Be the only command that writes into `folder`, which is made if need be. Raises AnotherWriter when one is."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / _LOCK, "w") as lock:
+    lock = os.open(folder, os.O_RDONLY)
+    try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as held:
@@ -26,3 +26,5 @@ def hold(folder: Path) -> Iterator[None]:
                 f"{folder}: another command is writing in this folder; wait for it to end, or use another folder."
             ) from held
         yield
+    finally:
+        os.close(lock)

@@ -63,8 +63,8 @@ HEAD = "image_id,text_id,text,split\n"
         (lambda folder: (folder / "pairs.csv").unlink(), r"pairs\.csv: no such file"),
         (save(np.ones((40, 12))), "dtype float64"),
         (save(np.ones(40, np.float32)), r"shape \(40,\)"),
-        (save(np.ones((39, 12), np.float32)), "40 ids for 39 rows"),
-        (write("images.npy", "not numpy"), "not a readable"),
+        (save(np.ones((39, 12), np.float32)), "40 ids for 39 vectors"),
+        (write("images.npy", "not numpy"), "not a .npy file"),
         (write("image_ids.txt", "x\n" * 40), "'x' occurs more than once"),
         (write("pairs.csv", "image_id,text\n"), "no column text_id, split"),
         (write("pairs.csv", HEAD + "i0,a,cat,train\nnobody,b,cat,train\n"), "line 3: unknown image id 'nobody'"),
@@ -103,3 +103,20 @@ def test_nan_is_found_when_it_is_read(toys: SimpleNamespace, tmp_path: Path) -> 
 def test_a_missing_folder_is_said(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no such folder"):
         load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 an archive"])
+def test_a_file_that_is_no_array_is_said(toys: SimpleNamespace, tmp_path: Path, content: bytes) -> None:
+    folder = toys.write_vectors(tmp_path / "v")
+    (folder / "images.npy").write_bytes(content)
+    with pytest.raises(BadInput, match=r"not a \.npy file"):
+        data.load(data.configure("vectors", {"folder": folder}), "train")
+
+
+def test_a_zero_vector_is_said_when_it_is_read(toys: SimpleNamespace, tmp_path: Path) -> None:
+    folder = toys.write_vectors(tmp_path / "v")
+    vectors = np.load(folder / "images.npy")
+    vectors[:] = 0
+    np.save(folder / "images.npy", vectors)
+    with pytest.raises(BadInput, match="only zeros"):
+        _ = data.load(data.configure("vectors", {"folder": folder}), "train").fingerprint
