@@ -167,7 +167,7 @@ def mine(
                 threads=threads,
                 progress=_progress(each),
             )
-            provenance = {"round": None, "metric": metric, "index": "flat", "checkpoint": None}
+            provenance = {"round": None, "metric": metric, "index": "flat", "checkpoint": opened.checkpoint}
             artifact = write_negatives(draft, blocks, opened.pairs, each, k, provenance)
         else:
             artifact.verify()

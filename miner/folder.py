@@ -32,12 +32,16 @@ _COLUMNS = ["image_id", "text_id"]
 
 @dataclass(frozen=True)
 class Folder:
-    """Vectors by row of `pairs`, float16 or float32, checked; `fingerprints` say which, by side."""
+    """Vectors by row of `pairs`, float16 or float32, checked; `fingerprints` say which, by side.
+
+    `checkpoint` is the fingerprint of the model that made both, None where nobody knows.
+    """
 
     pairs: Pairs
     images: Vectors
     texts: Vectors
     fingerprints: dict[str, str]
+    checkpoint: str | None = None
 
     def vectors(self, side: Side, metric: str) -> Vectors:
         """Vectors whose inner product is the metric: as they are for `ip`, scaled to length 1 for `cosine`."""
@@ -53,8 +57,13 @@ def open_folder(path: Path) -> Folder:
     """Read and check everything. Raises BadInput with one sentence for whatever is wrong, DamagedArtifact."""
     if not path.is_dir():
         raise BadInput(f"{path}: no such folder; give one that holds images.npy, texts.npy and pairs.csv.")
-    images, image_ids, image_print = _side(path, "image")
-    texts, text_ids, text_print = _side(path, "text")
+    images, image_ids, image_print, image_model = _side(path, "image")
+    texts, text_ids, text_print, text_model = _side(path, "text")
+    if image_model != text_model:
+        raise BadInput(
+            f"{path}: images were encoded by model {str(image_model)[:12]} and texts by {str(text_model)[:12]}; "
+            "their similarities mean nothing: encode both with one checkpoint."
+        )
     if images.shape[1] != texts.shape[1]:
         raise BadInput(
             f"{path}: images have dim {images.shape[1]} and texts dim {texts.shape[1]}; both must come from one model."
@@ -67,11 +76,11 @@ def open_folder(path: Path) -> Folder:
         )
     links = _links(path / found[0])
     pairs = Pairs.from_ids(image_ids, text_ids, links, name=str(path / found[0]))
-    return Folder(pairs, images, texts, {"image": image_print, "text": text_print})
+    return Folder(pairs, images, texts, {"image": image_print, "text": text_print}, image_model)
 
 
-def _side(path: Path, side: Side) -> tuple[Vectors, tuple[str, ...], str]:
-    """(vectors, ids, fingerprint) of one side."""
+def _side(path: Path, side: Side) -> tuple[Vectors, tuple[str, ...], str, str | None]:
+    """(vectors, ids, fingerprint, checkpoint) of one side."""
     plain, made = path / f"{side}s.npy", path / side
     if plain.exists() and (made / MANIFEST).exists():
         raise BadInput(f"{path}: found both {plain.name} and {made.name}/; remove one, for it is unclear which counts.")
@@ -80,12 +89,12 @@ def _side(path: Path, side: Side) -> tuple[Vectors, tuple[str, ...], str]:
         if embeddings.side != side:
             raise BadInput(f"{made}: these are embeddings of {embeddings.side}s, but {side}s were expected.")
         whole = embeddings.array() if len(embeddings.parts) > 1 else embeddings.parts[0]
-        return _checked(whole, made, embeddings.ids), embeddings.ids, embeddings.fingerprint
+        return _checked(whole, made, embeddings.ids), embeddings.ids, embeddings.fingerprint, embeddings.checkpoint
     if not plain.exists():
         raise BadInput(f"{plain}: no such file; give the {side} vectors as a (rows, dim) .npy file.")
     vectors = map_npy(plain)
     ids = read_ids(path / f"{side}_ids.txt", len(vectors))
-    return _checked(vectors, plain, ids), ids, digest_file(plain)
+    return _checked(vectors, plain, ids), ids, digest_file(plain), None
 
 
 def _checked(vectors: Vectors, path: Path, ids: tuple[str, ...]) -> Vectors:

@@ -155,6 +155,8 @@ def _settings(
         raise click.UsageError("give either a RUN_FILE or --demo.")
     path = run_file or DEMO
     settings = Settings.load(path)
+    if executor == "inline" and (workers or address):
+        raise click.UsageError("--workers and --address belong to Ray; leave them out with --executor inline.")
     given = {"kind": executor, "workers": workers, "address": address}
     changed = settings.executor.model_copy(update={key: value for key, value in given.items() if value is not None})
     # Workers have other current folders, so nothing they are told may be relative.

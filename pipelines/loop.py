@@ -28,13 +28,18 @@ SETTINGS = "settings.json"
 
 
 def describe(settings: Settings) -> Data:
-    """Read the data the settings name. Raises BadInput."""
+    """Read the data the settings name. Raises BadInput when it is wrong, or does not fit the model."""
+    from trainer import models
     from trainer.data import load
+    from trainer.text import Vocabulary
 
     splits = {split: load(settings.data, split) for split in get_args(Split)}
     pairs = splits["train"].pairs
     fingerprints = {split: dataset.fingerprint for split, dataset in splits.items()}
-    return Data(fingerprints, pairs.num_images, pairs.num_texts)
+    vocabulary = Vocabulary.build(pairs.texts, settings.fit_config(0).min_count)
+    model = models.build(settings.model, vocabulary, splits["train"].image_shape)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    return Data(fingerprints, pairs.num_images, pairs.num_texts, weights)
 
 
 def saved_data(store: Store) -> Data | None:
@@ -49,7 +54,8 @@ def prepare(settings: Settings, data: Data, store: Store) -> None:
 
     saved = saved_data(store)
     if saved is None:
-        commit_pairs(Draft(store, PAIRS, PAIRS, asdict(data)), load(settings.data, "train").pairs, {})
+        about = {key: value for key, value in asdict(data).items() if key != "weights"}
+        commit_pairs(Draft(store, PAIRS, PAIRS, about), load(settings.data, "train").pairs, {})
     elif saved != data:
         changed = [split for split in data.fingerprints if data.fingerprints[split] != saved.fingerprints[split]]
         raise BadInput(

@@ -50,7 +50,7 @@ class Lines:
     def advance(self, done: int, note: str = "") -> None:
         if time.monotonic() - self._last >= self.every:
             self._last = time.monotonic()
-            self.say(f"{self._name}: {done} of {self._total}; {note}".rstrip())
+            self.say(f"{self._name}: {done} of {self._total}" + (f"; {note}" if note else ""))
 
     def finish(self, seconds: float, note: str = "") -> None:
         self.say(f"{self._name}: done in {seconds:.1f} s {note}".rstrip())

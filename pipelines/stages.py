@@ -38,6 +38,7 @@ class Data:
     fingerprints: Mapping[str, str]
     num_images: int
     num_texts: int
+    weights: int = field(default=0, compare=False)  # bytes of a model's weights; not what the data is
 
     def rows(self, side: Side) -> int:
         return self.num_images if side == "image" else self.num_texts
@@ -97,10 +98,14 @@ def declare(settings: Settings, data: Data) -> list[Stage]:
             stages += _mining(settings, data, round)
             tables = tuple((d, f"r{round}/mine-{d}") for d in get_args(Direction))
         start = (("start", f"r{round - 1}/fit"),) if round > 0 else ()
+        # On disk: weights, raw weights and two moments, and that twice more as epoch files while it trains.
+        cost = (12 * data.weights, 2**29 + 6 * data.weights)
         parameters, epochs = _fit(settings, data, round, bool(tables)), settings.run.epochs_of(round)[1]
-        stages.append(Stage(round, "fit", "", "checkpoint", start + tables, parameters, epochs, "epoch", memory=2**30))
+        stages.append(Stage(round, "fit", "", "checkpoint", start + tables, parameters, epochs, "epoch", *cost))
         parent = ("checkpoint", f"r{round}/fit")
-        stages.append(Stage(round, "evaluate", "", "metrics", (parent,), {"data": dict(data.fingerprints)}))
+        stages.append(
+            Stage(round, "evaluate", "", "metrics", (parent,), {"data": dict(data.fingerprints)}, memory=2**29)
+        )
     last = settings.run.rounds
     sections = {name: section for name, section in settings.dump().items() if name != "executor"}
     look = {"data": data.fingerprints["train"], "settings": sections}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, cast, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from miner.artifacts.manifest import Artifact
 from miner.artifacts.negatives import NegativeTable
@@ -57,12 +58,15 @@ def hardness(table: NegativeTable) -> float:
 
 def overlap(earlier: NegativeTable, later: NegativeTable) -> float:
     """Share of the later table's negatives that the earlier one holds for the same anchor."""
-    found = total = 0
-    for before, after in zip(earlier.negatives, later.negatives, strict=True):
-        mine = after[after >= 0]
-        found += int(np.isin(mine, before).sum())
-        total += len(mine)
-    return found / max(total, 1)
+    width = max(int(earlier.negatives.max(initial=0)), int(later.negatives.max(initial=0))) + 1
+    before, after = _codes(earlier, width), _codes(later, width)
+    return float(np.isin(after, before).mean()) if len(after) else 0.0
+
+
+def _codes(table: NegativeTable, width: int) -> npt.NDArray[np.int64]:
+    """One number per (anchor, negative)."""
+    anchors, ranks = np.nonzero(table.negatives >= 0)
+    return anchors * width + table.negatives[anchors, ranks]
 
 
 def seconds_by_stage(store: Store) -> dict[str, float]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from miner import __version__
 from miner.artifacts.command import CommandGroup
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ _SPLIT = click.Choice(["train", "dev", "test"])
 
 
 @click.group(cls=CommandGroup)
+@click.version_option(__version__, prog_name="quintain")
 def main() -> None:
     """Train, encode and evaluate an image-text retrieval model on one machine.
 

@@ -83,12 +83,16 @@ def commit_embeddings(
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Vectors of one side, memory-mapped: `parts` stacked are (rows, dim), `ids` names the rows."""
+    """Vectors of one side, memory-mapped: `parts` stacked are (rows, dim), `ids` names the rows.
+
+    `checkpoint` is the fingerprint of the model that made them, where that is known.
+    """
 
     side: Side
     ids: tuple[str, ...]
     parts: tuple[Vectors, ...]
     fingerprint: str
+    checkpoint: str | None = None
 
     @classmethod
     def open(cls, artifact: Artifact) -> Embeddings:
@@ -104,7 +108,7 @@ class Embeddings:
         parts = tuple(np.load(artifact.path(name), mmap_mode="r", allow_pickle=False) for name in names)
         if sum(len(part) for part in parts) != len(ids):
             raise DamagedArtifact(f"{artifact.where}: {sum(map(len, parts))} vectors for {len(ids)} ids.")
-        return cls(manifest.meta["side"], ids, parts, manifest.fingerprint)
+        return cls(manifest.meta["side"], ids, parts, manifest.fingerprint, manifest.meta.get("checkpoint"))
 
     @property
     def dim(self) -> int:

@@ -49,3 +49,19 @@ def test_faiss_is_imported_in_one_file() -> None:
 def _imports(path: Path, module: str) -> bool:
     text = path.read_text()
     return any(form in text for form in (f"import {module}", f'import_module("{module}', f"from {module} "))
+
+
+def test_vectors_of_two_models_are_refused(tmp_path: Path) -> None:
+    import numpy as np
+
+    from miner.artifacts.embeddings import EMBEDDINGS, commit_embeddings, npy_bytes, part_name
+    from miner.artifacts.errors import BadInput
+    from miner.folder import open_folder
+
+    for side, model in (("image", "a" * 64), ("text", "b" * 64)):
+        draft = Draft(LocalStore(tmp_path), side, EMBEDDINGS, {})
+        record = draft.add_part(part_name(0), npy_bytes(np.eye(3, dtype=np.float32)), 3)
+        commit_embeddings(draft, side, ["0", "1", "2"], [record], 3, {"checkpoint": model})  # type: ignore[arg-type]
+    (tmp_path / "pairs.csv").write_text("image_id,text_id\n0,0\n1,1\n2,2\n1,0\n")
+    with pytest.raises(BadInput, match="encode both with one checkpoint"):
+        open_folder(tmp_path)
