@@ -155,7 +155,7 @@ def main() -> None:
                     start = time.perf_counter()
                     try:
                         answer = f"{ask():.6f}"
-                    except Exception as error:
+                    except Exception as error:  # whatever a foreign reader raises is its answer
                         answer = f"cannot: {type(error).__name__}: {str(error)[:80]}"
                     print(f"    {library}: {answer} in {time.perf_counter() - start:.2f} s")
 

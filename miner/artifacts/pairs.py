@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -166,8 +167,7 @@ def _check_ids(ids: tuple[str, ...], side: str, name: str) -> None:
     if not ids:
         raise BadInput(f"{name}: there is no {side}; an empty set cannot be mined or trained on.")
     if len(set(ids)) != len(ids):
-        seen: set[str] = set()
-        twice = next(i for i in ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
+        twice = next(i for i, times in Counter(ids).items() if times > 1)
         raise BadInput(f"{name}: {side} id {twice!r} occurs more than once; ids must be unique.")
 
 
