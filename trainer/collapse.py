@@ -26,9 +26,9 @@ def observe(step: Step, margin: float) -> Tensor:
     and both sides of the embeddings' standard deviation, times sqrt(dim), which is 1 for directions spread evenly.
     """
     similarities = step.similarities
-    text, has_text, image, has_image = similarities.hardest("valid")
-    gap = torch.cat([text - similarities.positive, image - similarities.positive])
-    has = torch.cat([has_text, has_image])
+    hardest = [side.hardest for side in similarities.sides("valid")]
+    gap = torch.cat([found.score - similarities.positive for found in hardest])
+    has = torch.cat([found.has for found in hardest])
     count = has.sum().clamp(min=1)
     valid = similarities.valid
     spread = torch.stack([side.std(0, unbiased=False).mean() for side in (step.images, step.texts)]).mean()
@@ -53,7 +53,7 @@ def collapsed(observed: dict[str, float], margin: float) -> str | None:
         return None
     return (
         f"the model has collapsed: the mean hinge is frozen at the margin ({observed['hinge']:.4f} of {margin:g}, "
-        f"a loss of 2 B m), unrelated pairs score {observed['mean_negative']:.3f} on average, the spread is "
-        f"{observed['std']:.3f} of 1, and {observed['wrong_share']:.0%} of the anchors have a negative above their "
+        f"where a triplet loss is 2 B m), unrelated pairs score {observed['mean_negative']:.3f} on average, the spread "
+        f"is {observed['std']:.3f} of 1, and {observed['wrong_share']:.0%} of the anchors have a negative above their "
         "positive. Train more warm-up epochs, or lower the learning rate."
     )

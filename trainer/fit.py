@@ -27,6 +27,7 @@ from trainer import collapse, epochs, losses, models, sampling
 from trainer.checkpoint import Checkpoint
 from trainer.data import Dataset
 from trainer.scoring import Inputs, score
+from trainer.similarities import Similarities
 from trainer.trainee import Trainee
 
 __all__ = ["EpochLog", "FitConfig", "fit", "learning_rate"]
@@ -38,6 +39,9 @@ Tables = Mapping[Direction, sampling.Table]
 class FitConfig(BaseModel):
     """How to train. Epochs are numbered through all rounds; `epochs` is how many this call adds.
 
+    A batch is `batch_size` pairs, or that many images with all their captions for a loss that wants them (smoothap). An
+    epoch goes over the data once, or takes `steps_per_epoch` batches: the same budget of updates for any loss.
+
     `lr` is multiplied by 0.1 from epoch `lr_step` on ("step"), or falls along a cosine to 0 over `total_epochs`
     ("cosine"). `warmup_epochs`: the first epochs of all use every negative instead of the hardest. `ema_decay` 0 turns
     averaging off. `threads` 0 leaves torch's choice. `precision` "auto" is bfloat16 on a GPU that has it, else float32.
@@ -46,6 +50,7 @@ class FitConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: int = Field(default=20, ge=1)
+    steps_per_epoch: int | None = Field(default=None, ge=1)
     total_epochs: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=128, ge=2)
     lr: float = Field(default=2e-4, gt=0)
@@ -65,7 +70,8 @@ class FitConfig(BaseModel):
 class EpochLog:
     """Means over one epoch's steps.
 
-    `parts` are the loss's named parts and `loss` their sum. The rest is of the in-batch scores: see `collapse.observe`.
+    `parts` are the loss's named parts and `loss` their sum, `figures` what else the loss has to say. The rest is of the
+    in-batch scores: see `collapse.observe`.
     `offline_hardness` is the mean of s(anchor, offline negative) - s(anchor, positive), both directions; None without.
     """
 
@@ -73,6 +79,7 @@ class EpochLog:
     lr: float
     loss: float
     parts: dict[str, float]
+    figures: dict[str, float]
     mean_negative: float
     wrong_share: float
     hardness: float
@@ -81,6 +88,7 @@ class EpochLog:
     offline_hardness: float | None
     warm_up: bool
     pairs: int
+    steps: int
     seconds: float
     pairs_per_second: float
     device: str
@@ -176,24 +184,29 @@ def _epoch(
             partners=effective.needs_partners,
         )
     trainee.model.train()
-    plan = sampling.batches(pairs.num_pairs, config.batch_size, config.seed, epoch)
+    by = effective.batch_by
+    plan = sampling.batches(pairs, config.batch_size, config.seed, epoch, by, config.steps_per_epoch)
     part_names: list[str] = []
+    figure_names: list[str] = []
     rows: list[Tensor] = []
     lr = config.lr
     for step, batch in enumerate(plan):
         torch.manual_seed(sampling.step_seed(config.seed, epoch, step))
         drawn = offline.take(batch) if offline is not None else None
-        scored = score(trainee.model, inputs, batch, drawn, device, precision)
+        scored = score(trainee.model, inputs, batch, drawn, device, precision, by)
         parts = losses.parts(effective, scored.similarities)
         loss = torch.stack(list(parts.values())).sum()
         lr = learning_rate(config, epoch + step / len(plan), total_epochs)
         trainee.update(loss, lr)
-        part_names = list(parts)
+        figures = losses.figures(effective, scored.similarities)
+        part_names, figure_names = list(parts), list(figures)
         gap = _offline_hardness(scored.similarities)
         observed = collapse.observe(scored, effective.online_margin)
-        rows.append(torch.cat([torch.stack([part.detach().float() for part in parts.values()]), gap, observed]))
+        named = torch.stack([value.detach().float() for value in (*parts.values(), *figures.values())])
+        rows.append(torch.cat([named, gap, observed]))
     means = torch.stack(rows).double().mean(0).cpu().tolist()
-    loss_mean = sum(means[: len(part_names)])
+    named_means = dict(zip([*part_names, *figure_names], means, strict=False))
+    loss_mean = sum(named_means[name] for name in part_names)
     if not math.isfinite(loss_mean) or not all(bool(parameter.isfinite().all()) for parameter in trainee.raw):
         raise BadInput(
             f"epoch {epoch}: the loss or a weight is no longer a finite number (mean loss {loss_mean}); lower "
@@ -207,11 +220,13 @@ def _epoch(
         epoch=epoch,
         lr=lr,
         loss=loss_mean,
-        parts=dict(zip(part_names, means, strict=False)),
+        parts={name: named_means[name] for name in part_names},
+        figures={name: named_means[name] for name in figure_names},
         **observed_means,
-        offline_hardness=means[len(part_names)] if offline is not None else None,
+        offline_hardness=means[len(named_means)] if offline is not None else None,
         warm_up=warm_up,
         pairs=seen,
+        steps=len(plan),
         seconds=seconds,
         pairs_per_second=seen / seconds,
         device=said,
@@ -220,7 +235,7 @@ def _epoch(
 
 
 @torch.no_grad()
-def _offline_hardness(similarities: losses.Similarities) -> Tensor:
+def _offline_hardness(similarities: Similarities) -> Tensor:
     """(1,): mean of offline negative minus positive over the anchors that have one; 0 without."""
     found = similarities.offline
     if found is None:
@@ -233,8 +248,8 @@ def _offline_hardness(similarities: losses.Similarities) -> Tensor:
 def _check_tables(tables: Tables, loss_config: Any, dataset: Dataset) -> None:
     if not loss_config.needs_tables:
         raise BadInput(
-            f"the loss {losses.name_of(loss_config)} uses no offline negatives, but tables were given; "
-            "leave them out, or take the loss aoq."
+            f"the loss {losses.name_of(loss_config)} uses no offline negatives, but tables were given; leave them out, "
+            "or take the loss aoq, or set the loss's `offline`."
         )
     for direction in DIRECTIONS:
         if direction not in tables:

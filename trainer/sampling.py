@@ -6,8 +6,9 @@ training goes on exactly where it was.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ from miner.artifacts.pairs import Direction, Pairs, Side, sides
 __all__ = ["Draw", "Table", "batches", "check_table", "draw", "generator", "step_seed"]
 
 Rows = npt.NDArray[np.int64]
+Shares = npt.NDArray[np.float64]
 _STREAMS = {"model": 0, "batches": 1, "ranks": 2, "partners": 3, "step": 4}
 
 
@@ -39,16 +41,18 @@ class Table(Protocol):
 
 @dataclass(frozen=True)
 class Draw:
-    """Offline negatives of every pair for one epoch, as rows; -1 where there is none. All (pairs,) int64."""
+    """Offline negatives of every pair for one epoch, as rows; -1 where there is none. All (pairs,)."""
 
     text: Rows  # T-, a hard text of the pair's image
     image: Rows  # I-, a hard image of the pair's text
     partner_image: Rows  # I*, an image T- belongs to
     partner_text: Rows  # T*, a text of I-
+    text_share: Shares  # size of the pool that T- was drawn from, as a share of all negatives of the image
+    image_share: Shares  # the same for I- and the text
 
     def take(self, pairs: Rows) -> Draw:
         """The draw of some pairs."""
-        return Draw(self.text[pairs], self.image[pairs], self.partner_image[pairs], self.partner_text[pairs])
+        return Draw(*(getattr(self, field.name)[pairs] for field in fields(self)))
 
 
 def generator(seed: int, stream: str, *counters: int) -> np.random.Generator:
@@ -61,15 +65,33 @@ def step_seed(seed: int, epoch: int, step: int) -> int:
     return int(generator(seed, "step", epoch, step).integers(2**63))
 
 
-def batches(num_pairs: int, batch_size: int, seed: int, epoch: int) -> list[Rows]:
-    """Pairs of every batch: a permutation, cut; what does not fill a batch waits for another epoch's permutation.
+def batches(
+    pairs: Pairs,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    by: Literal["pairs", "images"] = "pairs",
+    steps: int | None = None,
+) -> list[Rows]:
+    """Pairs of every batch of an epoch: a permutation, cut; what does not fill a batch waits for the next one.
 
-    Fewer pairs than `batch_size` are one batch.
+    By "images", `batch_size` images are drawn, each with all its pairs. Fewer than `batch_size` are one batch. With
+    `steps` the epoch has exactly so many batches, from as many permutations as that takes.
     """
-    order = generator(seed, "batches", epoch).permutation(num_pairs).astype(np.int64)
-    if num_pairs <= batch_size:
-        return [order]
-    return list(order[: num_pairs // batch_size * batch_size].reshape(-1, batch_size))
+    offsets = pairs.positives("image")[0]
+    found: list[Rows] = []
+    for passes in itertools.count():
+        counters = (epoch, passes) if passes else (epoch,)
+        num = pairs.num_pairs if by == "pairs" else pairs.num_images
+        order = generator(seed, "batches", *counters).permutation(num).astype(np.int64)
+        chosen = [order] if num <= batch_size else list(order[: num // batch_size * batch_size].reshape(-1, batch_size))
+        if by == "images":
+            # Pairs are sorted by image, so an image's pairs are a range.
+            chosen = [np.concatenate([np.arange(offsets[i], offsets[i + 1]) for i in images]) for images in chosen]
+        found += chosen
+        if steps is None or len(found) >= steps:
+            return found[:steps]
+    raise AssertionError("unreachable")
 
 
 def draw(
@@ -101,10 +123,20 @@ def draw(
         image_rank = (random[1] * image_pool).astype(np.int64)
     text = _pick(i2t, pairs.image_rows, text_rank, text_pool)
     image = _pick(t2i, pairs.text_rows, image_rank, image_pool)
-    if not partners:
-        return Draw(text, image, np.full_like(text, -1), np.full_like(text, -1))
-    random = generator(seed, "partners", epoch).random((2, pairs.num_pairs))
-    return Draw(text, image, _positive(pairs, "text", text, random[0]), _positive(pairs, "image", image, random[1]))
+    partner_image, partner_text = np.full_like(text, -1), np.full_like(text, -1)
+    if partners:
+        random = generator(seed, "partners", epoch).random((2, pairs.num_pairs))
+        partner_image = _positive(pairs, "text", text, random[0])
+        partner_text = _positive(pairs, "image", image, random[1])
+    shares = _share(pairs, "image", text_pool), _share(pairs, "text", image_pool)
+    return Draw(text, image, partner_image, partner_text, *shares)
+
+
+def _share(pairs: Pairs, side: Side, pool: Rows) -> Shares:
+    """Pool size over the number of negatives of every pair's anchor on `side`."""
+    rows, gallery = (pairs.image_rows, pairs.num_texts) if side == "image" else (pairs.text_rows, pairs.num_images)
+    negatives = gallery - np.diff(pairs.positives(side)[0])[rows]
+    return np.asarray(pool / np.maximum(negatives, 1), dtype=np.float64)
 
 
 def _pick(table: Table, anchors: Rows, ranks: Rows, pool: Rows) -> Rows:

@@ -158,7 +158,11 @@ class Pairs:
 
     def belong(self, image_rows: Rows, text_rows: Rows) -> npt.NDArray[np.bool_]:
         """Whether image a and text b are a pair, for every a in `image_rows` and b in `text_rows`: (a, b) booleans."""
-        wanted = image_rows[:, None] * self.num_texts + text_rows[None, :]
+        return self.linked(image_rows[:, None], text_rows[None, :])
+
+    def linked(self, image_rows: Rows, text_rows: Rows) -> npt.NDArray[np.bool_]:
+        """Whether image and text are a pair, element by element; the two broadcast."""
+        wanted = image_rows * self.num_texts + text_rows
         place = np.searchsorted(self._codes, wanted)
         return np.asarray(self._codes[np.minimum(place, len(self._codes) - 1)] == wanted)
 

@@ -20,8 +20,8 @@ from trainer.data import Dataset
 from trainer.encode import encode_rows
 from trainer.evaluate import metrics
 from trainer.fit import EpochLog, FitConfig, fit, learning_rate
-from trainer.losses import Similarities
 from trainer.scoring import Inputs, Step, score
+from trainer.similarities import Similarities
 
 MODEL = models.configure("vsepp", {"dim": 16, "word_dim": 8})
 QUICK = FitConfig(epochs=3, batch_size=16, lr=5e-3, warmup_epochs=1, threads=1, ema_decay=0.9, lr_schedule="cosine")

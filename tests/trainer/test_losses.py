@@ -11,7 +11,8 @@ from torch import Tensor
 
 from miner.artifacts.errors import BadInput
 from trainer import losses
-from trainer.losses import Offline, Similarities, aoq, triplet
+from trainer.losses import aoq, triplet
+from trainer.similarities import Offline, Similarities
 
 
 def make(seed: int, batch: int = 7, *, offline: bool = True, ties: bool = False) -> tuple[list[Tensor], Similarities]:

@@ -108,13 +108,56 @@ def test_partners_are_left_out_on_request(toys: SimpleNamespace) -> None:
     assert np.array_equal(without.text, drawn(pairs, toys.tables(pairs)).text)
 
 
+def one_to_one(count: int) -> Pairs:
+    ids = [str(row) for row in range(count)]
+    return Pairs.from_ids(ids, ids, list(zip(ids, ids, strict=True)))
+
+
 def test_batches_are_a_cut_permutation() -> None:
-    plan = sampling.batches(100, 32, seed=1, epoch=2)
+    pairs = one_to_one(100)
+    plan = sampling.batches(pairs, 32, seed=1, epoch=2)
     assert [len(batch) for batch in plan] == [32, 32, 32]
     assert len(set(np.concatenate(plan).tolist())) == 96
-    assert np.array_equal(plan[0], sampling.batches(100, 32, seed=1, epoch=2)[0])
-    assert not np.array_equal(plan[0], sampling.batches(100, 32, seed=1, epoch=3)[0])
-    assert [sorted(batch.tolist()) for batch in sampling.batches(5, 32, 0, 0)] == [list(range(5))]
+    assert np.array_equal(plan[0], sampling.batches(pairs, 32, seed=1, epoch=2)[0])
+    assert not np.array_equal(plan[0], sampling.batches(pairs, 32, seed=1, epoch=3)[0])
+    assert [sorted(batch.tolist()) for batch in sampling.batches(one_to_one(5), 32, 0, 0)] == [list(range(5))]
+
+
+def test_an_epoch_of_given_steps_goes_on_with_fresh_permutations() -> None:
+    pairs = one_to_one(100)
+    plan = sampling.batches(pairs, 32, seed=1, epoch=2, steps=8)
+    once = sampling.batches(pairs, 32, seed=1, epoch=2)
+    assert [len(batch) for batch in plan] == [32] * 8
+    assert all(np.array_equal(a, b) for a, b in zip(plan, once, strict=False))
+    for first in (0, 3):
+        assert len(set(np.concatenate(plan[first : first + 3]).tolist())) == 96
+    assert not np.array_equal(plan[0], plan[3])
+    assert len(sampling.batches(pairs, 32, 1, 2, steps=2)) == 2
+
+
+def test_batches_of_images_bring_all_their_pairs(toys: SimpleNamespace) -> None:
+    pairs = toys.pairs()
+    plan = sampling.batches(pairs, 7, seed=0, epoch=0, by="images")
+    assert len(plan) == 30 // 7
+    seen = []
+    for batch in plan:
+        images = np.unique(pairs.image_rows[batch])
+        assert len(images) == 7
+        assert set(batch.tolist()) == set(np.flatnonzero(np.isin(pairs.image_rows, images)).tolist())
+        seen += images.tolist()
+    assert len(set(seen)) == len(seen)
+
+
+def test_shares_are_pool_over_negatives(toys: SimpleNamespace) -> None:
+    pairs = toys.pairs()
+    found = drawn(pairs, toys.tables(pairs), pool_text=5, pool_image=3)
+    for pair in range(pairs.num_pairs):
+        image, text = int(pairs.image_rows[pair]), int(pairs.text_rows[pair])
+        texts = pairs.num_texts - int((pairs.image_rows == image).sum())
+        images = pairs.num_images - int((pairs.text_rows == text).sum())
+        # The first anchor of either table has no negative, the second two.
+        assert found.text_share[pair] == min({0: 0, 1: 2}.get(image, 8), 5) / texts
+        assert found.image_share[pair] == min({0: 0, 1: 2}.get(text, 8), 3) / images
 
 
 def test_a_table_of_other_pairs_or_direction_is_refused(toys: SimpleNamespace) -> None:

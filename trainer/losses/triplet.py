@@ -9,61 +9,45 @@ Rijke, ECIR 2022; it is not FaceNet's semi-hard mining.)
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, relu
 
-from trainer.losses import Mask, Reduction, Similarities, reduce
+from trainer.losses._settings import InBatch
+from trainer.similarities import Side, Similarities
 
-__all__ = ["Config", "parts"]
+__all__ = ["Config", "all_hinges", "hardest_hinge", "parts"]
 
 
-class Config(BaseModel):
-    """`mask="diagonal"` and `reduction="sum"` are as published; the default mask spares own captions."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Config(InBatch):
+    """`max_violation` False: every in-batch negative counts. `mask="diagonal"` is as published."""
 
     margin: float = Field(default=0.2, ge=0)
     max_violation: bool = True
-    mask: Mask = "valid"
-    reduction: Reduction = "sum"
-
-    @property
-    def needs_tables(self) -> bool:
-        return False
-
-    @property
-    def needs_partners(self) -> bool:
-        return False
-
-    @property
-    def online(self) -> Config:
-        """What remains while there is no table: itself."""
-        return self
 
     @property
     def online_margin(self) -> float:
-        """The margin of the in-batch hinges; a collapsed model's loss freezes at 2 B times it."""
         return self.margin
 
     @property
     def warm_up(self) -> Config | None:
-        """Hardest negatives of an untrained model are noise, so they wait for an epoch or so of all negatives."""
-        return self.model_copy(update={"max_violation": False}) if self.max_violation else None
+        return self.all_negatives(self.margin) if self.max_violation else None
 
 
 def parts(config: Config, similarities: Similarities) -> dict[str, Tensor]:
     """{"online_text", "online_image"}: hinges against texts (anchor image) and against images (anchor text)."""
-    positive = similarities.positive
-    if config.max_violation:
-        text, has_text, image, has_image = similarities.hardest(config.mask)
-        against_texts = (config.margin + text - positive).clamp(min=0) * has_text
-        against_images = (config.margin + image - positive).clamp(min=0) * has_image
-    else:
-        negative = similarities.negative_mask(config.mask)
-        scores = similarities.scores
-        against_texts = ((config.margin + scores - positive[:, None]).clamp(min=0) * negative).sum(1)
-        against_images = ((config.margin + scores - positive[None, :]).clamp(min=0) * negative).sum(0)
-    return {
-        "online_text": reduce(against_texts, config.reduction),
-        "online_image": reduce(against_images, config.reduction),
-    }
+
+    def per_pair(side: Side) -> Tensor:
+        return hardest_hinge(side, config.margin) if config.max_violation else all_hinges(side, config.margin).sum(1)
+
+    return similarities.both(config.mask, per_pair, config.reduction)
+
+
+def hardest_hinge(side: Side, margin: float) -> Tensor:
+    """[margin + hardest negative - positive]+ of every pair, (P,); 0 where there is no negative."""
+    score, has, _ = side.hardest
+    return relu(margin + score - side.positive) * has
+
+
+def all_hinges(side: Side, margin: float) -> Tensor:
+    """[margin + S_ij - positive]+ for every pair and candidate, (P, C); 0 where the candidate is no negative."""
+    return relu(margin + side.at_pairs(side.scores) - side.positive[:, None]) * side.at_pairs(side.negative)

@@ -1,0 +1,104 @@
+"""Settings that losses share, and what they tell `fit` and the loop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from trainer.similarities import Mask, Reduction, Side
+
+if TYPE_CHECKING:
+    from trainer.losses.triplet import Config as Triplet
+
+__all__ = ["InBatch", "Loss"]
+
+
+class Loss(BaseModel):
+    """What every loss has.
+
+    mask           which entries of a batch are negatives: those that do not belong together, or all but the diagonal as
+                   the published codes have it
+    reduction      over the pairs of a batch; both directions add
+    margin_offline margin of the hinges over offline negatives
+    h_t, h_v       an offline text is drawn from the first `h_t` of its image's list, an image from the first `h_v`
+    ranks          "tied": both ranks share one draw, as AOQ published it
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mask: Mask = "valid"
+    reduction: Reduction = "sum"
+    margin_offline: float = Field(default=0.0, ge=0)
+    h_t: int = Field(default=300, ge=1)
+    h_v: int = Field(default=60, ge=1)
+    ranks: Literal["tied", "untied"] = "tied"
+
+    @property
+    def needs_tables(self) -> bool:
+        """Whether it uses offline negatives."""
+        return False
+
+    @property
+    def needs_partners(self) -> bool:
+        """Whether it uses c_2: encoding I* and T* is a third of a quintuplet step."""
+        return False
+
+    @property
+    def online(self) -> Loss:
+        """What remains of it while there is no table."""
+        return self
+
+    @property
+    def online_margin(self) -> float:
+        """Margin that collapse is watched with: a collapsed model's hinges freeze at it."""
+        return 0.2
+
+    @property
+    def warm_up(self) -> Triplet | None:
+        """The all-negatives triplet that stands in during the first epochs: hardest negatives of an untrained model
+        are noise. None for a loss that looks at all negatives anyway."""
+        return None
+
+    @property
+    def batch_by(self) -> Literal["pairs", "images"]:
+        """What a batch counts: pairs, or images that come with all their captions."""
+        return "pairs"
+
+    def unit(self, side: Side) -> float:
+        """The derivative by a score that counts as weight 1 when contributions are compared (`trainer analyze`)."""
+        return 1.0 if self.reduction == "sum" else 1.0 / max(len(side.positive), 1)
+
+
+class InBatch(Loss):
+    """A loss over in-batch negatives, on top of which AOQ's offline hinges can be set.
+
+    offline        "OffTri": [g + a_t - p]+ + [g + a_v - p]+ ; "OffQuin": + [g + c_1 - p]+ + [g + c_2 - p]+ as well
+                   (g = margin_offline; see aoq), reduced as the loss is
+    offline_weight times the offline terms
+    """
+
+    offline: Literal["none", "OffTri", "OffQuin"] = "none"
+    offline_weight: float = Field(default=1.0, ge=0)
+
+    @property
+    def needs_tables(self) -> bool:
+        return self.offline != "none"
+
+    @property
+    def needs_partners(self) -> bool:
+        return self.offline == "OffQuin"
+
+    @property
+    def online(self) -> Self:
+        """Itself with every offline setting at its default, so that changing one leaves round 0 as it is."""
+        return self.model_copy(update={name: type(self).model_fields[name].default for name in OFFLINE})
+
+    def all_negatives(self, margin: float) -> Triplet:
+        """The all-negatives triplet with this loss's mask and reduction."""
+        from trainer.losses.triplet import Config as Triplet
+
+        return Triplet(margin=margin, max_violation=False, mask=self.mask, reduction=self.reduction)
+
+
+OFFLINE = ("offline", "offline_weight", "margin_offline", "h_t", "h_v", "ranks")
