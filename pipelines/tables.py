@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from miner.artifacts.command import align
 from pipelines.plan import Step
 from pipelines.report import RoundView
 
-__all__ = ["align", "plan_table", "size", "summary_table"]
+__all__ = ["plan_table", "size", "summary_table"]
 
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -19,17 +20,6 @@ def size(num_bytes: float) -> str:
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
         num_bytes /= 1024
     return f"{num_bytes:.1f} {_BINARY[-1]}"
-
-
-def align(rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Rows as columns, the first `left` of them flush left; the first row is the head."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
 
 
 def plan_table(steps: Sequence[Step]) -> str:

@@ -1,15 +1,18 @@
-"""How every command line of the project ends: one sentence and an exit code, never a traceback a user caused."""
+"""How every command line of the project talks: tables in columns; at the end one sentence and an exit code, never a
+traceback a user caused.
+"""
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from miner.artifacts.errors import QuintainError
 
-__all__ = ["CommandGroup"]
+__all__ = ["CommandGroup", "align"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE}
 _EXIT_CODES = "Exit codes: 0 done, 2 wrong usage, 3 bad input, 4 damaged artifact, 5 another writer, 75 try again."
@@ -46,3 +49,14 @@ class CommandGroup(click.Group):
 def _end(ctx: click.Context, sentence: str, code: int) -> None:
     click.echo(f"error: {sentence}", err=True)
     ctx.exit(code)
+
+
+def align(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Rows as columns, the first `left` of them flush left; the first row is the head."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)

@@ -1,0 +1,160 @@
+"""`trainer fit`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from trainer.commands import (
+    DATA,
+    FOLD,
+    FOLDER,
+    draft_at,
+    loss_of,
+    open_dataset,
+    sections_of,
+    was_given,
+)
+
+if TYPE_CHECKING:
+    from trainer.fit import EpochLog
+
+
+@click.command()
+@DATA
+@FOLD
+@click.option("--out", required=True, type=FOLDER, help="Folder to write the checkpoint to.")
+@click.option("--model", "model_name", help="Model. [default: cnn_gru for pictures, vsepp for vectors]")
+@click.option("--loss", metavar="NAME[:KEY=VALUE,...]", help="Objective; see below. [default: triplet]")
+@click.option("--quintuplet", is_flag=True, help="Train on offline negatives too (AOQ); needs --negatives.")
+@click.option("--negatives", type=FOLDER, help="What `miner mine` wrote for this data: i2t/ and t2i/.")
+@click.option(
+    "--form", type=click.Choice(["OffTri", "OffQuin", "AdapOffQuin"]), help="Form of AOQ. [default: AdapOffQuin]"
+)
+@click.option("--start", type=FOLDER, help="Checkpoint to go on from. [default: fresh weights]")
+@click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True, help="Epochs to add.")
+@click.option("--batch-size", type=click.IntRange(min=2), default=128, show_default=True, help="Pairs per step.")
+@click.option("--lr", type=float, default=2e-4, show_default=True, help="Learning rate of Adam.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads. [default: torch's choice]")
+@click.option(
+    "--settings", type=FOLDER, help="TOML file with the sections [model], [loss], [fit]: every setting there is."
+)
+def fit(
+    data: str,
+    fold: int,
+    out: Path,
+    model_name: str | None,
+    loss: str | None,
+    quintuplet: bool,
+    negatives: Path | None,
+    form: str | None,
+    start: Path | None,
+    settings: Path | None,
+    **fit_flags: Any,
+) -> None:
+    """Train a model: max-violation triplet loss, any other objective, or with --quintuplet the adaptive offline
+    quintuplet (AOQ).
+
+    \b
+    Examples:
+        trainer fit --data emoji --epochs 10 --lr 1e-3 --out runs/model0
+        trainer fit --data emoji --quintuplet --form OffTri --negatives runs/negatives --out runs/offtri
+        trainer fit --data emoji --loss goal:triplet=nca,pair=lin --out runs/goal
+        trainer fit --data emoji --loss ntxent:tau=0.05,offline=softmax --negatives runs/negatives --out runs/ntxent
+        trainer fit --data flickr8k/ --settings vsepp.toml --out runs/vsepp
+
+    \b
+    Objectives, each with its settings in the file that documents it, trainer/losses/NAME.py:
+        triplet (max_violation=false: all negatives), aoq, ntxent, smoothap, sct, selhn,
+        goal (triplet=con|nca|cir|hinge, pair=con|lin|sig|lin_ms|sig_ms|sig_ms_bounded).
+    All in-batch ones take offline=OffTri or OffQuin: AOQ's offline hinges on top; ntxent also offline=softmax, goal
+    also offline=goal.
+
+    The first epoch uses all negatives, later ones the hardest. After an interruption the same command goes on from
+    the last finished epoch; when it has finished, it does nothing. A flag given here wins over the settings file.
+    """
+    import shutil
+
+    import torch
+
+    from miner.artifacts.errors import BadInput
+    from miner.artifacts.lock import hold
+    from trainer import losses, models, registry
+    from trainer.checkpoint import CHECKPOINT, Checkpoint
+    from trainer.fit import FitConfig
+    from trainer.fit import fit as train
+    from trainer.tables import open_tables
+
+    if quintuplet and loss:
+        raise click.UsageError("--quintuplet is --loss aoq; give one of the two.")
+    sections = sections_of(settings)
+    loss_config = loss_of("aoq" if quintuplet else loss, sections["loss"], form)
+    if loss_config.needs_tables and negatives is None:
+        asked = "--quintuplet" if quintuplet else f"the loss {losses.name_of(loss_config)}"
+        raise click.UsageError(f"{asked} needs --negatives: the folder `miner mine` wrote for this data.")
+    if negatives is not None and not loss_config.needs_tables:
+        raise click.UsageError(
+            "--negatives belongs to --quintuplet, or to a loss with offline=...; add one, or leave --negatives out."
+        )
+    dataset = open_dataset(data, fold, "train")
+    default_model = "cnn_gru" if len(dataset.image_shape) == 3 else "vsepp"
+    named = sections["model"].pop("name", default_model)
+    model_config = models.configure(model_name or named, sections["model"])
+    chosen = {key: value for key, value in fit_flags.items() if key not in sections["fit"] or was_given(key)}
+    fit_config = registry.validated(FitConfig, {**sections["fit"], **chosen}, "[fit]")
+    tables = open_tables(negatives, dataset.pairs) if negatives is not None else None
+    begin = Checkpoint.load(start) if start is not None else None
+    if begin is not None and fit_config.total_epochs is not None and begin.epoch >= fit_config.total_epochs:
+        raise BadInput(
+            f"{start}: {begin.epoch} epochs are done, but fit.total_epochs is {fit_config.total_epochs}; raise it."
+        )
+    inputs = {
+        "data": [dataset.name, fold, dataset.fingerprint],
+        "model": [models.name_of(model_config), model_config.model_dump(mode="json")],
+        "loss": [losses.name_of(loss_config), loss_config.model_dump(mode="json")],
+        "fit": fit_config.model_dump(mode="json"),
+        "tables": {direction: table.fingerprint for direction, table in tables.items()} if tables else None,
+        "start": begin.fingerprint if begin else None,
+        "torch": torch.__version__,
+    }
+    click.get_current_context().with_resource(hold(out))
+    draft = draft_at(out, ".", CHECKPOINT, inputs)
+    done = draft.committed()
+    if done is not None:
+        done.verify()
+        click.echo(f"already done: {out}")
+        return
+    pairs = dataset.pairs
+    click.echo(f"{dataset.name} train: {pairs.num_images} images, {pairs.num_texts} texts, {pairs.num_pairs} pairs")
+    scratch = out / ".epochs"
+    checkpoint = train(
+        dataset,
+        model_config,
+        loss_config,
+        fit_config,
+        tables=tables,
+        start=begin,
+        first_epoch=begin.epoch if begin else 0,
+        scratch=scratch,
+        progress=_say_epoch,
+    )
+    checkpoint.commit(draft)
+    shutil.rmtree(scratch, ignore_errors=True)
+    click.echo(f"checkpoint: {out}")
+
+
+def _say_epoch(log: EpochLog) -> None:
+    if log.resumed:
+        click.echo(f"epoch {log.epoch:3d}  done before")
+        return
+    offline = f"  offline {log.offline_hardness:+.3f}" if log.offline_hardness is not None else ""
+    click.echo(
+        f"epoch {log.epoch:3d}  loss {log.loss:9.3f}  hardness {log.hardness:+.3f}{offline}  "
+        f"negative above positive {log.wrong_share:4.0%}  {log.seconds:.1f} s  {log.pairs_per_second:.0f} pairs/s  "
+        f"{log.device}{'  (all negatives)' if log.warm_up else ''}"
+    )
+    if log.warning:
+        click.echo(f"warning: {log.warning}", err=True)
