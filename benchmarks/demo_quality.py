@@ -43,7 +43,7 @@ def run_arm(work: Path, fold: int, seed: int, arm: str, first_epochs: int = 0) -
     from pipelines.executors.inline import InlineExecutor
     from pipelines.progress import Lines
     from pipelines.settings import DEMO, Settings
-    from pipelines.summary import seconds_by_stage
+    from pipelines.summary import seconds_by_prefix
 
     raw = Settings.load(DEMO).dump()
     raw["data"]["fold"], raw["run"]["seed"], raw["fit"]["threads"] = fold, seed, 1
@@ -67,13 +67,13 @@ def run_arm(work: Path, fold: int, seed: int, arm: str, first_epochs: int = 0) -
     assert last.manifest is not None
     metrics = last.manifest.meta["metrics"]
     # A stage of round 0 that another arm trained took as long there.
-    seconds, mine = seconds_by_stage(store), {step.stage.name for step in steps if step.stage.work in TRAINING}
+    seconds, mine = seconds_by_prefix(store), {step.prefix for step in steps if step.stage.work in TRAINING}
     found = {
         "rsum": metrics["test"]["rsum"],
         "i2t_r1": metrics["test"]["i2t_r1"],
         "t2i_r1": metrics["test"]["t2i_r1"],
         "dev_rsum": metrics["dev"]["rsum"],
-        "seconds": sum(spent for name, spent in seconds.items() if name in mine),
+        "seconds": sum(spent for prefix, spent in seconds.items() if prefix in mine),
         "epochs": settings.run.total_epochs,
     }
     kept.write_text(json.dumps(found))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from miner.artifacts.errors import BadInput
@@ -20,7 +20,8 @@ from pipelines.stages import Data, Stage, declare
 from trainer.data import Split
 
 __all__ = [
-    "LOG", "SETTINGS", "describe", "prepare", "present", "run", "saved_data", "saved_settings", "steps_of",
+    "LOG", "SETTINGS", "describe", "execute", "prepare", "prepare_data", "present", "run", "saved_data",
+    "saved_settings", "steps_of",
 ]  # fmt: skip
 
 LOG = "log.jsonl"
@@ -50,6 +51,12 @@ def saved_data(store: Store) -> Data | None:
 
 def prepare(settings: Settings, data: Data, store: Store) -> None:
     """Write down which data and settings this run folder is for. Raises BadInput if it is another data set's."""
+    prepare_data(settings, data, store)
+    store.write(SETTINGS, canonical_json(settings.dump()))
+
+
+def prepare_data(settings: Settings, data: Data, store: Store) -> None:
+    """Write down which data this folder is for. Raises BadInput if it is another data set's."""
     from trainer.data import load
 
     saved = saved_data(store)
@@ -61,9 +68,8 @@ def prepare(settings: Settings, data: Data, store: Store) -> None:
         raise BadInput(
             f"{store.url}: this run folder belongs to another data set ({', '.join(changed)} differ: it holds "
             f"{saved.num_images} images and {saved.num_texts} texts, the run file names {data.num_images} and "
-            f"{data.num_texts}); nothing was touched: choose another --run-dir."
+            f"{data.num_texts}); nothing was touched: choose another folder."
         )
-    store.write(SETTINGS, canonical_json(settings.dump()))
 
 
 def saved_settings(store: Store) -> Settings:
@@ -107,7 +113,7 @@ def run(settings: Settings, data: Data, store: LocalStore, executor: Executor, p
         step = next((s for s in steps if s.state in ("missing", "stale")), None)
         if step is None:
             return steps
-        _execute(step, steps, encoded, store, executor, progress)
+        execute(step, steps, encoded, store, executor, progress)
 
 
 def _tidy(step: Step, store: Store) -> None:
@@ -120,9 +126,10 @@ def _tidy(step: Step, store: Store) -> None:
             store.remove(f"{step.prefix}/{name}")
 
 
-def _execute(
+def execute(
     step: Step, steps: list[Step], encoded: str, store: LocalStore, executor: Executor, progress: Progress
 ) -> None:
+    """Do one step whose parents are done, and write its seconds and its epochs' to the log."""
     stage = step.stage
     where = {s.stage.name: s for s in steps}
     parents = tuple((role, where[name].prefix) for role, name in stage.parents)
@@ -130,13 +137,51 @@ def _execute(
     store.sweep(step.prefix)
     progress.start(stage.name, stage.parts, stage.unit, step.why)
     began = time.monotonic()
-    _log(store, {"stage": stage.name, "event": "start", "time": time.time()})
-    executor.execute(Task(stage, draft, parents, encoded), progress)
+    log = _Log(store, stage.name, step.prefix)
+    log("start")
+    executor.execute(Task(stage, draft, parents, encoded), _Logged(progress, log))
     seconds = time.monotonic() - began
-    _log(store, {"stage": stage.name, "event": "done", "time": time.time(), "seconds": round(seconds, 3)})
+    log("done", seconds=round(seconds, 3))
     progress.finish(seconds)
 
 
-def _log(store: LocalStore, line: dict[str, Any]) -> None:
-    with open(store.root / LOG, "a", encoding="utf-8") as log:
-        log.write(json.dumps(line, sort_keys=True) + "\n")
+@dataclass(frozen=True)
+class _Log:
+    """Appends one line per event of a stage to the run's log; each is one write, so threads may share the file."""
+
+    store: LocalStore
+    stage: str
+    prefix: str
+
+    def __call__(self, event: str, **about: Any) -> None:
+        line = {"stage": self.stage, "prefix": self.prefix, "event": event, "time": time.time(), **about}
+        with open(self.store.root / LOG, "a", encoding="utf-8") as log:
+            log.write(json.dumps(line, sort_keys=True) + "\n")
+
+
+@dataclass(frozen=True)
+class _Logged:
+    """A progress that also writes how long each epoch took."""
+
+    progress: Progress
+    log: _Log
+
+    def start(self, name: str, total: int, unit: str, why: str) -> None:
+        self.progress.start(name, total, unit, why)
+
+    def advance(self, done: int, note: str = "") -> None:
+        self.progress.advance(done, note)
+
+    def epoch(self, line: dict[str, Any]) -> None:
+        if not line["resumed"]:
+            self.log("epoch", **{key: line[key] for key in ("epoch", "seconds", "steps", "pairs_per_second", "device")})
+        self.progress.epoch(line)
+
+    def finish(self, seconds: float, note: str = "") -> None:
+        self.progress.finish(seconds, note)
+
+    def say(self, line: str) -> None:
+        self.progress.say(line)
+
+    def close(self) -> None:
+        self.progress.close()

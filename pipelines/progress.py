@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-__all__ = ["Lines", "Progress", "open_progress", "tell_epoch"]
+__all__ = ["Lines", "Progress", "open_progress"]
 
 
 class Progress(Protocol):
@@ -23,6 +23,10 @@ class Progress(Protocol):
         """`done` parts of the current stage are finished."""
         ...
 
+    def epoch(self, line: dict[str, Any]) -> None:
+        """One epoch of a fit is finished; a warning (a collapse) gets a line that stays."""
+        ...
+
     def finish(self, seconds: float, note: str = "") -> None:
         """The current stage is committed."""
         ...
@@ -34,7 +38,17 @@ class Progress(Protocol):
     def close(self) -> None: ...
 
 
-class Lines:
+class _TellsEpochs:
+    """What bars and lines say of an epoch."""
+
+    def epoch(self: Progress, line: dict[str, Any]) -> None:
+        note = f"loss {line['loss']:.3f}, {line['pairs_per_second']:.0f} pairs/s on {line['device']}"
+        self.advance(int(line["epoch_in_round"]) + 1, note)
+        if line["warning"]:
+            self.say(f"warning, epoch {line['epoch']}: {line['warning']}")
+
+
+class Lines(_TellsEpochs):
     """Plain lines: a stage's start, its end, and in between what is worth a line, at most every few seconds."""
 
     def __init__(self, stream: TextIO | None = None, every: float = 5.0) -> None:
@@ -62,7 +76,7 @@ class Lines:
         pass
 
 
-class _Bars:
+class _Bars(_TellsEpochs):
     """A bar per stage, with rate and time left; finished stages stay as lines above it."""
 
     def __init__(self) -> None:
@@ -109,11 +123,3 @@ class _Bars:
 def open_progress() -> Progress:
     """Bars when stderr is a terminal, lines otherwise."""
     return _Bars() if sys.stderr.isatty() else Lines()
-
-
-def tell_epoch(progress: Progress, line: dict[str, Any]) -> None:
-    """Show one finished epoch of a fit; a warning (a collapse) gets a line that stays."""
-    note = f"loss {line['loss']:.3f}, {line['pairs_per_second']:.0f} pairs/s on {line['device']}"
-    progress.advance(int(line["epoch_in_round"]) + 1, note)
-    if line["warning"]:
-        progress.say(f"warning, epoch {line['epoch']}: {line['warning']}")

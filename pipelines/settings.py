@@ -7,6 +7,7 @@
 [fit]       batch_size, lr, ...           (trainer.fit)
 [encode]    shard_rows, batch_size        (here)
 [mine]      k, shard_anchors              (here)
+[analyze]   rounds, batch_size, batches   (here)
 [executor]  kind, workers, address        (here)
 """
 
@@ -24,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from miner.artifacts.errors import BadInput
 from trainer import registry
 
-__all__ = ["DEMO", "EncodeConfig", "ExecutorConfig", "MineConfig", "RunConfig", "Settings"]
+__all__ = ["DEMO", "AnalyzeConfig", "EncodeConfig", "ExecutorConfig", "MineConfig", "RunConfig", "Settings"]
 
 DEMO = Path(__file__).parent / "demo.toml"
 _NAMED = {"data": "format", "model": "name", "loss": "name"}
@@ -70,6 +71,19 @@ class MineConfig(BaseModel):
     shard_anchors: int = Field(default=1024, ge=1)
 
 
+class AnalyzeConfig(BaseModel):
+    """After which rounds to count the samples that contribute to the loss's gradient; over how large and many batches.
+
+    `batches` 0 is one epoch's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rounds: Literal["none", "last", "all"] = "none"
+    batch_size: int = Field(default=128, ge=2)
+    batches: int = Field(default=0, ge=0)
+
+
 class ExecutorConfig(BaseModel):
     """Where stages run. Nothing here changes a byte of what they produce.
 
@@ -95,6 +109,7 @@ class Settings:
     fit: dict[str, Any]
     encode: EncodeConfig
     mine: MineConfig
+    analyze: AnalyzeConfig
     executor: ExecutorConfig
 
     @classmethod
@@ -116,7 +131,7 @@ class Settings:
     @classmethod
     def parse(cls, raw: Mapping[str, Any], where: str) -> Settings:
         """Validate the sections of a run file. Raises BadInput."""
-        known = ["run", "data", "model", "loss", "fit", "encode", "mine", "executor"]
+        known = ["run", "data", "model", "loss", "fit", "encode", "mine", "analyze", "executor"]
         for section, value in raw.items():
             if section not in known:
                 nearest = difflib.get_close_matches(section, known, 1)
@@ -138,6 +153,7 @@ class Settings:
             fit=fit,
             encode=_section(EncodeConfig, raw, "encode", where),
             mine=_section(MineConfig, raw, "mine", where),
+            analyze=_section(AnalyzeConfig, raw, "analyze", where),
             executor=_section(ExecutorConfig, raw, "executor", where),
         )
         if settings.fit_config(0, where).threads == 0:
@@ -160,7 +176,7 @@ class Settings:
     def dump(self) -> dict[str, Any]:
         """The settings as plain sections that `parse` reads back, defaults written out."""
         sections: dict[str, Any] = {"fit": dict(self.fit)}
-        for section in ("run", "encode", "mine", "executor"):
+        for section in ("run", "encode", "mine", "analyze", "executor"):
             sections[section] = getattr(self, section).model_dump(mode="json")
         for section, key in _NAMED.items():
             config = getattr(self, section)

@@ -1,6 +1,6 @@
 """The loop as data: which stages a run has, what each is made from, and what it will cost. Pure.
 
-round 0     fit -> evaluate
+round 0     fit -> evaluate, analyze (if asked)
 round r     encode-{image,text} (fit r-1) -> index-{image,text} -> mine-{i2t,t2i} -> fit -> evaluate
 at the end  report
 """
@@ -18,15 +18,16 @@ from pipelines.settings import Settings
 
 __all__ = ["Data", "Stage", "Work", "declare"]
 
-Work = Literal["encode", "index", "mine", "fit", "evaluate", "report"]
+Work = Literal["encode", "index", "mine", "fit", "evaluate", "analyze", "report"]
 # Raised when what a stage writes for the same inputs changes: artifacts of older code are then not reused.
-_REVISION: Mapping[str, int] = {"encode": 1, "index": 1, "mine": 1, "fit": 1, "evaluate": 1, "report": 1}
+_REVISION: Mapping[str, int] = {"encode": 1, "index": 1, "mine": 1, "fit": 2, "evaluate": 1, "analyze": 1, "report": 1}
 _LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "encode": ("torch",),
     "index": ("faiss-cpu", "faiss-gpu"),
     "mine": (),
     "fit": ("torch",),
     "evaluate": ("torch",),
+    "analyze": ("torch",),
     "report": (),
 }
 
@@ -106,6 +107,11 @@ def declare(settings: Settings, data: Data) -> list[Stage]:
         stages.append(
             Stage(round, "evaluate", "", "metrics", (parent,), {"data": dict(data.fingerprints)}, memory=2**29)
         )
+        if settings.analyze.rounds == "all" or (settings.analyze.rounds == "last" and round == settings.run.rounds):
+            look = {key: parameters[key] for key in ("data", "loss")} | settings.analyze.model_dump(exclude={"rounds"})
+            # A small set is counted in one smaller batch.
+            look["batch_size"] = min(look["batch_size"], data.num_images)
+            stages.append(Stage(round, "analyze", "", "counts", (parent, *tables), look, memory=2**29))
     last = settings.run.rounds
     sections = {name: section for name, section in settings.dump().items() if name != "executor"}
     look = {"data": data.fingerprints["train"], "settings": sections}

@@ -17,12 +17,12 @@ from pipelines.loop import LOG
 from pipelines.plan import Step
 from pipelines.report import RoundView
 
-__all__ = ["overlap", "round_views", "seconds_by_stage"]
+__all__ = ["log_lines", "overlap", "round_views", "seconds_by_prefix"]
 
 
 def round_views(steps: Sequence[Step], store: Store, pairs: Pairs) -> list[RoundView]:
     """One view per round whose evaluation is done. Raises DamagedArtifact."""
-    seconds = seconds_by_stage(store)
+    seconds = seconds_by_prefix(store)
     views: list[RoundView] = []
     done = {step.stage.name: step for step in steps if step.manifest is not None}
     for round in sorted({step.stage.round for step in done.values()}):
@@ -44,7 +44,9 @@ def round_views(steps: Sequence[Step], store: Store, pairs: Pairs) -> list[Round
                 hardness={direction: hardness(table) for direction, table in tables.items()},
                 overlap={d: overlap(earlier[d], table) for d, table in tables.items() if d in earlier},
                 seconds={
-                    name.partition("/")[2]: spent for name, spent in seconds.items() if name.startswith(f"r{round}/")
+                    name.partition("/")[2]: seconds[step.prefix]
+                    for name, step in done.items()
+                    if step.stage.round == round and step.prefix in seconds
                 },
             )
         )
@@ -69,18 +71,21 @@ def _codes(table: NegativeTable, width: int) -> npt.NDArray[np.int64]:
     return anchors * width + table.negatives[anchors, ranks]
 
 
-def seconds_by_stage(store: Store) -> dict[str, float]:
-    """Seconds that each stage took when it last finished, from the run's log."""
+def seconds_by_prefix(store: Store) -> dict[str, float]:
+    """Seconds that each artifact's stage took when it last finished, from the run's log, by the artifact's folder."""
+    return {line["prefix"]: float(line["seconds"]) for line in log_lines(store) if line["event"] == "done"}
+
+
+def log_lines(store: Store) -> list[dict[str, Any]]:
+    """Events of a run's log, in order."""
     try:
         lines = store.read(LOG).decode().splitlines()
     except FileNotFoundError:
-        return {}
-    spent: dict[str, float] = {}
+        return []
+    found = []
     for line in lines:
         try:
-            event = json.loads(line)
+            found.append(json.loads(line))
         except ValueError:
             continue  # the last line of a killed run may be half written
-        if event.get("event") == "done":
-            spent[event["stage"]] = float(event["seconds"])
-    return spent
+    return [line for line in found if "prefix" in line]

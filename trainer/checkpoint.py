@@ -4,12 +4,13 @@ weights.safetensors   the weights to encode and evaluate with (averaged ones whe
 state.safetensors     what training needs to go on: raw weights `raw/...`, buffers `buffer/...`, Adam's moments
                       `exp_avg/...` and `exp_avg_sq/...`
 model.json            model and its settings, vocabulary, image shape, counters
+history.json          for every epoch that this training added: loss, its parts, what was observed; see `EpochLog`
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -70,14 +71,15 @@ class Checkpoint:
             }
         )
 
-    def commit(self, draft: Draft, meta: Mapping[str, Any] | None = None) -> Artifact:
-        """Write the artifact; `draft.kind` must be "checkpoint"."""
+    def commit(self, draft: Draft, history: Sequence[Mapping[str, Any]] = ()) -> Artifact:
+        """Write the artifact, with one line of `history` per epoch; `draft.kind` must be "checkpoint"."""
         files = {
             "weights.safetensors": draft.add("weights.safetensors", save(_contiguous(self.weights))),
             "state.safetensors": draft.add("state.safetensors", save(_contiguous(self.state))),
             "model.json": draft.add("model.json", self._json()),
+            "history.json": draft.add("history.json", canonical_json({"epochs": list(history)})),
         }
-        return draft.commit(files, {"epoch": self.epoch, "updates": self.updates, **(meta or {})})
+        return draft.commit(files, {"epoch": self.epoch, "updates": self.updates})
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:

@@ -95,6 +95,11 @@ class EpochLog:
     warning: str | None
     resumed: bool = False
 
+    def history(self) -> dict[str, Any]:
+        """What is the same whenever and wherever this epoch is trained: everything but time and machine."""
+        fleeting = ("seconds", "pairs_per_second", "device", "resumed")
+        return {name: value for name, value in asdict(self).items() if name not in fleeting}
+
 
 def learning_rate(config: FitConfig, epoch: float, total_epochs: int) -> float:
     """At a point of training: `epoch` counts through all rounds and is fractional within one."""

@@ -15,6 +15,11 @@ __all__ = ["Executor", "open_executor"]
 
 
 class Executor(Protocol):
+    @property
+    def parallel(self) -> int:
+        """How many fits of one thread may be executed at once, from as many threads of the caller."""
+        ...
+
     def execute(self, task: Task, progress: Progress) -> Artifact:
         """Do all parts of a task, then its finish. Errors of the user's making arrive as they were raised."""
         ...

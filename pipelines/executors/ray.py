@@ -22,7 +22,7 @@ from miner.artifacts.errors import BadInput, DamagedArtifact, QuintainError, Ret
 from miner.artifacts.manifest import Artifact, FileRecord
 from pipelines.jobs import Task, artifact_at, job_of
 from pipelines.jobs.fit import FitJob
-from pipelines.progress import Progress, tell_epoch
+from pipelines.progress import Progress
 from pipelines.settings import ExecutorConfig
 
 __all__ = ["RayExecutor"]
@@ -56,6 +56,7 @@ class RayExecutor:
             where = config.address or "this machine"
             raise Retryable(f"no Ray cluster at {where}: {_first_line(failed)}") from failed
         self.gpus = _resource("GPU") > 0
+        self.parallel = max(int(_resource("GPU")), 1) if self.gpus else self.workers
 
     def execute(self, task: Task, progress: Progress) -> Artifact:
         try:
@@ -77,7 +78,7 @@ class RayExecutor:
 
     def _gpus(self, task: Task) -> int:
         """Encode runs the model on a GPU where the cluster has one, and faiss searches there."""
-        return 1 if self.gpus and task.stage.work in ("encode", "index", "mine", "evaluate") else 0
+        return 1 if self.gpus and task.stage.work in ("encode", "index", "mine", "evaluate", "analyze") else 0
 
     def _parts(self, task: Task) -> Iterator[FileRecord]:
         """Records of all parts, as they finish; a few more are submitted than there are workers."""
@@ -97,14 +98,15 @@ class RayExecutor:
         from ray.train.v2.api.exceptions import TrainingFailedError
 
         cpus = min(task.settings.threads, self.workers)
-        storage = f"{task.draft.store.url}/.ray-train"
+        name = f"r{task.stage.round}-fit-{secrets.token_hex(4)}"
+        storage = f"{task.draft.store.url}/.ray-train/{name}"
         said = Queue(actor_options={"num_cpus": 0})
         trainer = TorchTrainer(
             _fit_loop,
             train_loop_config={"task": task, "said": said},
             scaling_config=ScalingConfig(num_workers=1, use_gpu=self.gpus, resources_per_worker={"CPU": cpus}),
             run_config=RunConfig(
-                name=f"r{task.stage.round}-fit-{secrets.token_hex(4)}",
+                name=name,
                 storage_path=storage,
                 failure_config=FailureConfig(max_failures=_FIT_FAILURES),
             ),
@@ -121,7 +123,7 @@ class RayExecutor:
                     if what == "done":
                         prefix = value
                     else:
-                        tell_epoch(progress, value)
+                        progress.epoch(value)
                 if ended:
                     break
         said.shutdown()

@@ -44,7 +44,8 @@ class Task:
 
     def dataset(self, split: str) -> Any:
         """The split of the run's data, read once per process. Raises BadInput when it changed since the plan."""
-        dataset = _dataset(self.settings_json, split)
+        section = canonical_json(self.settings.dump()["data"]).decode()
+        dataset = _dataset(section, split)
         planned = self.stage.parameters["data"]
         planned = planned[split] if isinstance(planned, dict) else planned
         if dataset.fingerprint != planned:
@@ -102,7 +103,10 @@ def _settings(text: str) -> Settings:
 
 
 @lru_cache(maxsize=4)
-def _dataset(text: str, split: str) -> Any:
+def _dataset(section: str, split: str) -> Any:
+    """A split of the data that a [data] section names, whatever else a run's settings say."""
+    import json
+
     from trainer.data import load
 
-    return load(_settings(text).data, cast(Any, split))
+    return load(Settings.parse({"data": json.loads(section)}, "run").data, cast(Any, split))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from miner.artifacts.manifest import Artifact, FileRecord
 from miner.artifacts.negatives import NegativeTable
 from miner.artifacts.pairs import Direction
 from pipelines.jobs import Task
+
+if TYPE_CHECKING:
+    from trainer.fit import EpochLog
 
 __all__ = ["EPOCHS", "FitJob"]
 
@@ -35,6 +38,12 @@ class FitJob:
         start = Checkpoint.open(self.task.parent("start")) if "start" in roles else None
         first_epoch, _ = settings.run.epochs_of(stage.round)
         scratch = self.task.draft.scratch().parent / EPOCHS
+        history = []
+
+        def told(log: EpochLog) -> None:
+            history.append(log.history())
+            said({**asdict(log), "epoch_in_round": log.epoch - first_epoch})
+
         checkpoint = fit(
             self.task.dataset("train"),
             settings.model,
@@ -44,8 +53,8 @@ class FitJob:
             start=start,
             first_epoch=first_epoch,
             scratch=scratch,
-            progress=lambda log: said({**asdict(log), "epoch_in_round": log.epoch - first_epoch}),
+            progress=told,
         )
-        artifact = checkpoint.commit(self.task.draft)
+        artifact = checkpoint.commit(self.task.draft, history)
         shutil.rmtree(scratch, ignore_errors=True)
         return artifact

@@ -129,7 +129,12 @@ def fit(
         return
     pairs = dataset.pairs
     click.echo(f"{dataset.name} train: {pairs.num_images} images, {pairs.num_texts} texts, {pairs.num_pairs} pairs")
-    scratch = out / ".epochs"
+    scratch, history = out / ".epochs", []
+
+    def told(log: EpochLog) -> None:
+        history.append(log.history())
+        _say_epoch(log)
+
     checkpoint = train(
         dataset,
         model_config,
@@ -139,9 +144,9 @@ def fit(
         start=begin,
         first_epoch=begin.epoch if begin else 0,
         scratch=scratch,
-        progress=_say_epoch,
+        progress=told,
     )
-    checkpoint.commit(draft)
+    checkpoint.commit(draft, history)
     shutil.rmtree(scratch, ignore_errors=True)
     click.echo(f"checkpoint: {out}")
 

@@ -58,7 +58,8 @@ def parts(config: Config, similarities: Similarities) -> dict[str, Tensor]:
         rest = side.at_pairs(torch.logsumexp((side.masked / config.tau).clamp(min=floor), dim=1))
         if config.offline == "softmax" and side.offline is not None:
             rest = torch.logaddexp(rest, _offline_logit(config, side, floor))
-        return 0.5 * (torch.logaddexp(positive, rest) - positive)
+        # log(1 + e^(rest - positive)): a difference of two large logits has no digits left where the loss is near 0.
+        return 0.5 * torch.logaddexp(rest - positive, torch.zeros_like(positive))
 
     return similarities.both(config.mask, per_pair, config.reduction)
 

@@ -56,23 +56,24 @@ def _side(config: Config, side: Side) -> Tensor:
     if not len(query):
         return side.scores.sum() * 0
     rows = max(_CHUNK // side.scores.shape[1], 1)
-    ratios = []
+    missed = []
     for start in range(0, len(query), rows):
         chunk = (side.scores, own, query[start : start + rows], column[start : start + rows], config.tau)
         if len(query) > rows:
-            ratios.append(checkpoint(_precision, *chunk, use_reentrant=False))
+            missed.append(checkpoint(_missed, *chunk, use_reentrant=False))
         else:
-            ratios.append(_precision(*chunk))
+            missed.append(_missed(*chunk))
     num_own = own.sum(1)
-    queries = (num_own > 0).sum()
-    found = (torch.cat(ratios) / num_own[query]).sum()
-    loss = 0.5 * (queries - found)
-    return loss / queries if config.reduction == "mean" else loss
+    loss = 0.5 * (torch.cat(missed) / num_own[query]).sum()
+    return loss / (num_own > 0).sum() if config.reduction == "mean" else loss
 
 
-def _precision(scores: Tensor, own: Tensor, query: Tensor, column: Tensor, tau: float) -> Tensor:
-    """R_P / R of some positives, (K,): positive k is candidate `column[k]` of `query[k]`."""
+def _missed(scores: Tensor, own: Tensor, query: Tensor, column: Tensor, tau: float) -> Tensor:
+    """1 - R_P / R of some positives, (K,): positive k is candidate `column[k]` of `query[k]`.
+
+    As (R - R_P) / R, the sum of G over negatives by R: near 0 the difference of two large numbers has no digits left.
+    """
     rows = scores.index_select(0, query)
     above = torch.sigmoid(((rows - rows.gather(1, column[:, None])) / tau).clamp(-_EXPONENT, _EXPONENT))
     above = above.scatter(1, column[:, None], 0.0)
-    return (1 + (above * own.index_select(0, query)).sum(1)) / (1 + above.sum(1))
+    return (above * ~own.index_select(0, query)).sum(1) / (1 + above.sum(1))

@@ -1,0 +1,46 @@
+"""Count the samples that contribute to the round's loss, with the model the round ended with."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from miner.artifacts.manifest import Artifact, FileRecord, canonical_json
+from miner.artifacts.negatives import NegativeTable
+from miner.artifacts.pairs import Direction
+from pipelines.jobs import Task
+
+__all__ = ["COUNTS", "AnalyzeJob"]
+
+COUNTS = "counts.json"
+
+
+class AnalyzeJob:
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def part(self, index: int) -> FileRecord:
+        raise AssertionError("an analysis is done in one piece")
+
+    def finish(self) -> Artifact:
+        from trainer import losses
+        from trainer.analyze import analyze
+        from trainer.checkpoint import Checkpoint
+        from trainer.encode import default_device
+
+        parameters = dict(self.task.stage.parameters)
+        loss = dict(parameters["loss"])
+        roles, pairs = dict(self.task.parents), self.task.pairs()
+        tables = {d: NegativeTable.open(self.task.parent(d), pairs) for d in get_args(Direction) if d in roles}
+        rows = analyze(
+            self.task.dataset("train"),
+            Checkpoint.open(self.task.parent("checkpoint")),
+            losses.configure(loss.pop("name"), loss),
+            tables=tables or None,
+            batch_size=parameters["batch_size"],
+            max_batches=parameters["batches"] or None,
+            seed=self.task.settings.run.seed,
+            device=default_device(),
+        )
+        # JSON has no NaN: a figure that does not apply is null.
+        rows = [{key: None if value != value else value for key, value in row.items()} for row in rows]
+        return self.task.draft.commit({COUNTS: self.task.draft.add(COUNTS, canonical_json({"rows": rows}))}, {})
