@@ -40,7 +40,7 @@ def describe(settings: Settings) -> Data:
     vocabulary = Vocabulary.build(pairs.texts, settings.fit_config(0).min_count)
     model = models.build(settings.model, vocabulary, splits["train"].image_shape)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    return Data(fingerprints, pairs.num_images, pairs.num_texts, weights)
+    return Data(fingerprints, pairs.num_images, pairs.num_texts, pairs.num_pairs, weights)
 
 
 def saved_data(store: Store) -> Data | None:

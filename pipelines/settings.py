@@ -121,6 +121,11 @@ class Settings:
             raise BadInput(f"{path}: there is no such run file; `pipelines run --demo` shows one at work.") from missing
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as broken:
             raise BadInput(f"{path}: not valid TOML: {broken}.") from broken
+        return cls.read(raw, path)
+
+    @classmethod
+    def read(cls, raw: Mapping[str, Any], path: Path) -> Settings:
+        """Validate sections that were read from the file `path`. Raises BadInput."""
         settings = cls.parse(raw, str(path))
         folder = getattr(settings.data, "folder", None)
         if folder is None:

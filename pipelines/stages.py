@@ -39,6 +39,7 @@ class Data:
     fingerprints: Mapping[str, str]
     num_images: int
     num_texts: int
+    num_pairs: int
     weights: int = field(default=0, compare=False)  # bytes of a model's weights; not what the data is
 
     def rows(self, side: Side) -> int:

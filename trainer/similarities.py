@@ -40,6 +40,10 @@ class Offline:
     share_text: Tensor | None = None  # size of the pool T- was drawn from, as a share of all negatives of I
     share_image: Tensor | None = None  # the same for I- and T
 
+    def __post_init__(self) -> None:
+        for name in ("text", "image", "negatives", "partners"):
+            object.__setattr__(self, name, _wide(getattr(self, name)))
+
 
 class Hardest(NamedTuple):
     """Hardest in-batch negative of every pair's anchor, (P,) each; score 0 without gradient where `has` is False."""
@@ -101,7 +105,7 @@ class Similarities:
     @cached_property
     def wide(self) -> Tensor:
         """`scores` in float32, or float64 if they are."""
-        return self.scores if self.scores.dtype == torch.float64 else self.scores.float()
+        return _wide(self.scores)
 
     @cached_property
     def positive(self) -> Tensor:
@@ -140,3 +144,7 @@ class Similarities:
 def reduce(per_pair: Tensor, reduction: Reduction) -> Tensor:
     """Sum over the P pairs as published, or their mean (the sum over P, so both directions still add)."""
     return per_pair.sum() if reduction == "sum" else per_pair.sum() / max(len(per_pair), 1)
+
+
+def _wide(scores: Tensor) -> Tensor:
+    return scores if scores.dtype == torch.float64 else scores.float()

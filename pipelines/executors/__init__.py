@@ -27,8 +27,8 @@ class Executor(Protocol):
     def close(self) -> None: ...
 
 
-def open_executor(config: ExecutorConfig, progress: Progress) -> Executor:
-    """The executor that `config` names."""
+def open_executor(config: ExecutorConfig, progress: Progress, *, many: bool = False) -> Executor:
+    """The executor that `config` names; `many` if it is for many small trainings at once."""
     if config.kind == "inline":
         from pipelines.executors.inline import InlineExecutor
 
@@ -36,7 +36,7 @@ def open_executor(config: ExecutorConfig, progress: Progress) -> Executor:
     _environment(config)
     from pipelines.executors.ray import RayExecutor
 
-    return RayExecutor(config, progress)
+    return RayExecutor(config, progress, many=many)
 
 
 def _environment(config: ExecutorConfig) -> None:

@@ -33,9 +33,14 @@ _POLL_SECONDS = 0.2
 
 
 class RayExecutor:
-    """Joins the cluster at `config.address` or starts a local one. Raises Retryable when neither comes up."""
+    """Joins the cluster at `config.address` or starts a local one. Raises Retryable when neither comes up.
 
-    def __init__(self, config: ExecutorConfig, progress: Progress) -> None:
+    With `many` small trainings at once a fit is a plain task: Ray Train starts a controller and a process for each of
+    them, which takes longer than they do.
+    """
+
+    def __init__(self, config: ExecutorConfig, progress: Progress, *, many: bool = False) -> None:
+        self.many = many
         self.workers = config.workers or len(os.sched_getaffinity(0))
         local = f"starting a local cluster with {self.workers} workers"
         progress.say("ray: " + (f"joining {config.address}" if config.address else local))
@@ -61,7 +66,7 @@ class RayExecutor:
     def execute(self, task: Task, progress: Progress) -> Artifact:
         try:
             if task.stage.work == "fit":
-                return self._fit(task, progress)
+                return self._fit_as_task(task, progress) if self.many else self._fit(task, progress)
             if task.stage.unit == "shard":
                 for done, _ in enumerate(self._parts(task), start=1):
                     progress.advance(done)
@@ -91,6 +96,16 @@ class RayExecutor:
                 running.append(part.remote(task, waiting.pop()))
             finished, running = ray.wait(running)
             yield from ray.get(finished)
+
+    def _fit_as_task(self, task: Task, progress: Progress) -> Artifact:
+        """A retry after a lost process goes on from the last epoch; epochs are told when the task is over."""
+        cpus = min(task.settings.threads, self.workers)
+        gpus = 1 if self.gpus else 0
+        fit = _fit_task.options(name=task.stage.name, max_retries=_RETRIES, num_cpus=cpus, num_gpus=gpus)
+        prefix, lines = ray.get(fit.remote(task))
+        for line in lines:
+            progress.epoch(line)
+        return artifact_at(task.draft.store, str(prefix))
 
     def _fit(self, task: Task, progress: Progress) -> Artifact:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -146,6 +161,14 @@ def _part(task: Task, index: int) -> FileRecord:
 @ray.remote
 def _finish(task: Task) -> str:
     return job_of(task).finish().prefix
+
+
+@ray.remote
+def _fit_task(task: Task) -> tuple[str, list[dict[str, Any]]]:
+    job = job_of(task)
+    assert isinstance(job, FitJob)
+    lines: list[dict[str, Any]] = []
+    return job.finish(lines.append).prefix, lines
 
 
 def _fit_loop(config: dict[str, Any]) -> None:

@@ -44,6 +44,7 @@ from trainer.similarities import Side, Similarities, reduce
 __all__ = ["Config", "Weights", "figures", "parts", "weights"]
 
 _NEAR = 0.1
+_EXPONENT = 50.0
 
 
 class Config(InBatch):
@@ -112,7 +113,8 @@ def _surrogate(config: Config, side: Side, negative: Tensor, has: Tensor, candid
 @torch.no_grad()
 def weights(config: Config, side: Side, negative: Tensor, candidate: Tensor | None) -> Weights:
     """T, P+, P- for the triplets (positive, `negative`); `candidate` is the negative's column, None if offline."""
-    positive = side.positive
+    # Detached: `lin` hands the negative itself back, which `no_grad` alone would leave in the graph.
+    positive, negative = side.positive.detach(), negative.detach()
     if config.triplet == "con":
         triplet = torch.ones_like(positive)
     elif config.triplet == "nca":
@@ -133,8 +135,9 @@ def weights(config: Config, side: Side, negative: Tensor, candidate: Tensor | No
         pull, push = _relative_sig(config, side, negative, candidate)
         if config.pair == "sig_ms_bounded":
             pull, push = pull + 1, push + 1
-    easy = torch.exp(config.a * (positive - config.l))
-    hard = torch.exp(-config.b * (negative - config.l))
+    # Cosines keep both exponents small; the floor leaves `sig_ms` a number for scores of any size.
+    easy = torch.exp((config.a * (positive - config.l)).clamp(min=-_EXPONENT))
+    hard = torch.exp((-config.b * (negative - config.l)).clamp(min=-_EXPONENT))
     return Weights(triplet, 1 / (easy + pull), 1 / (hard + push))
 
 

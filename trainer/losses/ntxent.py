@@ -4,20 +4,22 @@
 
 With `mask="valid"` the other positives of an anchor leave the denominator; with "diagonal" they stay, as published.
 
-`offline="softmax"` appends each pair's offline hard negative to its anchor's softmax. What that does to the estimate of
+`offline="softmax"` appends each pair's offline hard negative to its anchor's softmax, its exponential times
+`offline_weight`. What that does to the estimate of
 the full softmax depends on `correction`:
 
     none        as one more candidate: a hard negative is heard as loudly as an in-batch one, though it stands for a
                 small pool. Biased towards hard negatives on purpose, as in dense passage retrieval.
     stratified  the offline negative stands for its pool, the n in-batch negatives for the rest. If the pool is the
-                share q of all negatives of the anchor, its exponential is multiplied by n q / (1 - q), so that the
-                denominator is, up to one constant factor, an unbiased estimate of the sum over the whole gallery
-                (stratified sampling; in-batch members that happen to lie in the pool are counted twice). The positive
+                share q of all negatives of the anchor, its exponential is multiplied by n q / (1 - q) (n at least 1),
+                so that the denominator is, up to one constant factor, an unbiased estimate of the sum over the whole
+                gallery (stratified sampling; in-batch members that lie in the pool are counted twice). The positive
                 keeps weight 1, as in-batch softmax always over-weighs it.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -69,6 +71,8 @@ def _offline_logit(config: Config, side: Side, floor: float) -> Tensor:
     assert side.offline is not None
     assert side.has_offline is not None
     logit = side.offline / config.tau
+    if config.offline_weight != 1:
+        logit = logit + math.log(max(config.offline_weight, 1e-30))
     if config.correction == "stratified":
         assert side.offline_share is not None, "the sampler gave no pool shares"
         share = side.offline_share.to(logit.dtype)

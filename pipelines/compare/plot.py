@@ -1,0 +1,52 @@
+"""The comparison as a picture: rsum with intervals, time per step, contributing negatives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.compare.results import Summary
+from trainer.plots import COLOURS
+
+__all__ = ["plot_comparison"]
+
+
+def plot_comparison(summaries: Sequence[Summary], rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+    """One line per objective, best test rsum on top: every seed as a dot, the mean with its 95% interval; then time
+    per step, and contributing negatives per query (in the batch and, hatched, offline)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    order = sorted(summaries, key=lambda found: found.rsum.mean)
+    places = range(len(order))
+    figure = Figure(figsize=(12, 1.6 + 0.38 * len(order)), layout="constrained")
+    left, middle, right = figure.subplots(1, 3, sharey=True, width_ratios=[3, 1.2, 1.6])
+    reference = summaries[0]
+    for place, found in zip(places, order, strict=True):
+        seeds = [row["test_rsum"] for row in rows if row["objective"] == found.label]
+        colour = COLOURS[1] if found.label == reference.label else COLOURS[0]
+        half = 0 if math.isinf(found.rsum.half) else found.rsum.half
+        left.errorbar(found.rsum.mean, place, xerr=half, color=colour, fmt="D", markersize=5, capsize=3, linewidth=1.4)
+        left.plot(seeds, [place] * len(seeds), "o", color=colour, alpha=0.35, markersize=4)
+        middle.barh(place, found.milliseconds or 0, color=colour, alpha=0.8)
+        online = sum(found.online.values()) / max(len(found.online), 1)
+        offline = sum(found.offline.values()) / max(len(found.offline), 1)
+        right.barh(place, online, color=colour, alpha=0.8)
+        right.barh(place, offline, left=online, color="white", edgecolor=colour, hatch="////", linewidth=0.8)
+    left.axvline(reference.rsum.mean, color=COLOURS[1], linewidth=0.8, linestyle=":")
+    left.set_yticks(list(places), [found.label for found in order])
+    left.set_xlabel("test rsum: seeds, mean, 95% interval over seeds")
+    middle.set_xlabel("milliseconds per step")
+    right.set_xscale("symlog", linthresh=1)
+    right.set_xlim(left=0)
+    right.set_xlabel("contributing negatives per query\n(weight > 0.01; hatched: offline)")
+    for axis in (left, middle, right):
+        axis.grid(True, axis="x", color="#dddddd", linewidth=0.6)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=12)
+    figure.savefig(path, dpi=150)
