@@ -179,8 +179,8 @@ def main(seconds: float, threads: int, out: Path | None) -> None:
     found["SmoothAP memory, MiB"] = smoothap_memory()
     memory = found["SmoothAP memory, MiB"]
     print(
-        f"SmoothAP, 128 images x 5 captions: {found['SmoothAP']:.1f} x a triplet of 128 pairs; peak memory of the process "
-        f"{memory['peak']:.0f} MiB, {memory['before']:.0f} MiB before the first step"
+        f"SmoothAP, 128 images x 5 captions: {found['SmoothAP']:.1f} x a triplet of 128 pairs; peak memory of the "
+        f"process {memory['peak']:.0f} MiB, {memory['before']:.0f} MiB before the first step"
     )
     if out:
         out.write_text(json.dumps(found, indent=1))
