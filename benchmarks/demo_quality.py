@@ -21,6 +21,7 @@ Finished trainings are kept in --work and reused, so a stopped benchmark goes on
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import platform
@@ -34,8 +35,8 @@ from typing import Any
 
 import click
 
-# Two-sided 97.5% quantiles of Student's t by degrees of freedom.
-T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228, 15: 2.131}
+from pipelines.compare.results import quantile
+
 TEST_TO_TRAIN = 2 / 7  # buckets of base emoji, see trainer/data/emoji.py
 TRAINING = ("encode", "index", "mine", "fit")
 ARMS = ("mined", "equal-updates", "equal-time")
@@ -71,8 +72,9 @@ def train(settings: Any, root: Path) -> tuple[list[Any], dict[str, float]]:
 
 
 def epochs_in_equal_time(work: Path) -> int:
-    """Epochs of the triplet that take as long as the whole mined arm; measured once, kept in `work`."""
-    kept = work / "cost.json"
+    """Epochs of the triplet that take as long as the whole mined arm; measured once per settings, kept in `work`."""
+    settings = json.dumps(settings_of(0, 0, "mined").dump(), sort_keys=True)
+    kept = work / f"cost-{hashlib.sha256(settings.encode()).hexdigest()[:16]}.json"
     if not kept.exists():
         seconds: dict[str, float] = {}
         for arm in ("mined", "equal-updates"):
@@ -80,9 +82,9 @@ def epochs_in_equal_time(work: Path) -> int:
             steps, spent = train(short, work / "cost")
             for step in steps:
                 if step.stage.work in TRAINING and step.stage.round == 1:
-                    name = f"{arm} {'epoch' if step.stage.work == 'fit' else 'mining'}"
-                    cost = spent[step.prefix] / (2 if step.stage.work == "fit" else 1)
-                    seconds[name] = seconds.get(name, 0) + cost
+                    fit = step.stage.work == "fit"
+                    name = f"{arm} {'epoch' if fit else 'mining'}"
+                    seconds[name] = seconds.get(name, 0) + spent[step.prefix] / (short.run.epochs if fit else 1)
         kept.write_text(json.dumps(seconds))
     cost = json.loads(kept.read_text())
     run = settings_of(0, 0, "mined").run
@@ -92,24 +94,19 @@ def epochs_in_equal_time(work: Path) -> int:
 
 def run_arm(work: Path, fold: int, seed: int, arm: str, first_epochs: int = 0) -> dict[str, float]:
     """Train one arm; {"rsum", "i2t_r1", "t2i_r1", "dev_rsum", "epochs"}."""
-    kept = work / f"fold{fold}-seed{seed}-{arm}{first_epochs or ''}.json"
-    if kept.exists():
-        return dict(json.loads(kept.read_text()))
     run = {"rounds": 0, "first_epochs": first_epochs} if arm == "equal-time" else {}
     settings = settings_of(fold, seed, arm, **run)
     # One folder for all arms: what two of them have in common, the online round 0, is trained once.
     steps, _ = train(settings, work / f"fold{fold}-seed{seed}")
     last = next(s for s in steps if s.stage.name == f"r{settings.run.rounds}/evaluate")
     metrics = last.manifest.meta["metrics"]
-    found = {
+    return {
         "rsum": metrics["test"]["rsum"],
         "i2t_r1": metrics["test"]["i2t_r1"],
         "t2i_r1": metrics["test"]["t2i_r1"],
         "dev_rsum": metrics["dev"]["rsum"],
         "epochs": settings.run.total_epochs,
     }
-    kept.write_text(json.dumps(found))
-    return found
 
 
 def run_pair(work: Path, fold: int, seed: int, epochs: int | None) -> dict[str, Any]:
@@ -125,7 +122,7 @@ def over_folds(differences: list[list[float]]) -> float:
     if len(differences) < 2:
         return math.inf
     variance = statistics.variance([statistics.fmean(fold) for fold in differences])
-    return T[len(differences) - 1] * math.sqrt(variance * (1 / len(differences) + TEST_TO_TRAIN))
+    return quantile(len(differences) - 1) * math.sqrt(variance * (1 / len(differences) + TEST_TO_TRAIN))
 
 
 def over_seeds(differences: list[list[float]]) -> float:
@@ -135,7 +132,7 @@ def over_seeds(differences: list[list[float]]) -> float:
         return math.inf
     pooled = sum(statistics.variance(fold) * (len(fold) - 1) for fold in differences if len(fold) > 1) / freedom
     error = math.sqrt(sum(pooled / len(fold) for fold in differences)) / len(differences)
-    return T.get(freedom, 2.0) * error
+    return quantile(freedom) * error
 
 
 def report(found: list[dict[str, Any]]) -> dict[str, Any]:

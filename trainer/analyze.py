@@ -5,8 +5,9 @@ dL/ds(q, c_j) is what candidate j contributes. It is taken by autograd from the 
 parts for image queries and the text-to-image parts for text queries; any loss and any scorer can thus be counted.
 Offline negatives (of tables) are counted apart from the batch's own.
 
-Weights are in the loss's `unit`: 1 for a hinge of a summed triplet, a softmax probability for NT-Xent, a derivative in
-1 / tau for SmoothAP. A negative counts at threshold e when its weight is above e. Per batch:
+Weights are absolute, in the loss's `unit`: 1 for a hinge of a summed triplet, a softmax probability for NT-Xent, a
+derivative in 1 / tau for SmoothAP. Hinges over offline negatives have a hinge's unit on top of any loss. A negative
+counts at threshold e when its weight is above e. Per batch:
 
     count       negatives that count, over all queries          (the paper's C^B)
     none        queries without any                              (C^0)
@@ -84,11 +85,13 @@ def analyze(
     """
     if loss_config.needs_tables and tables is None:
         raise BadInput(
-            f"the loss {losses.name_of(loss_config)} uses offline negatives, but no tables were given; mine them with "
-            "this checkpoint, or analyze the loss without its `offline` setting."
+            f"the loss {losses.name_of(loss_config)} uses offline negatives, but no tables were given; give those that "
+            "`miner mine` wrote (--negatives), or count a loss without offline negatives."
         )
     steps = steps_of(dataset, checkpoint, loss_config, tables, batch_size, max_batches, seed, device)
     name = losses.name_of(loss_config)
+    # One that is asked for twice is counted once.
+    sweep = list(dict.fromkeys(thresholds or thresholds_for(batch_size)))
     if as_published:
         found: dict[tuple[Any, ...], list[dict[str, float]]] = {}
         for step in steps:
@@ -97,7 +100,7 @@ def analyze(
     else:
         found = {}
         for step in steps:
-            for key, figures in contributions(loss_config, step, thresholds or thresholds_for(batch_size)):
+            for key, figures in contributions(loss_config, step, sweep):
                 found.setdefault(key, []).append(figures)
     return [_row(label, name, key, batches) for key, batches in found.items()]
 
@@ -131,8 +134,10 @@ def steps_of(
     inputs = Inputs.of(dataset, model)
     for batch in sampling.batches(pairs, batch_size, seed, checkpoint.epoch, by)[:max_batches]:
         drawn = draw.take(batch) if draw is not None else None
+        # Nothing is yielded under a grad mode: whoever stops early would be left in it.
         with torch.no_grad():
-            yield score(model, inputs, batch, drawn, device, torch.float32, by).similarities
+            step = score(model, inputs, batch, drawn, device, torch.float32, by)
+        yield step.similarities
 
 
 def contributions(
@@ -142,45 +147,47 @@ def contributions(
 
     Also (("both", "c_1" or "c_2", ...), ...) for the offline pairs without a common anchor, one per pair at most.
     """
+    for direction, negatives, weights, positive in _weights(loss_config, step):
+        for threshold in thresholds:
+            key = (direction, negatives, threshold.value, threshold.of_chance)
+            yield key, _figures(weights, threshold.value) | {"positive": positive}
+
+
+def _weights(loss_config: Any, step: Similarities) -> list[tuple[str, str, Tensor, float]]:
+    """(direction, negatives, weight of every negative (queries, candidates), mean weight of the positives)."""
     leaf = step.wide.detach().requires_grad_()
     leaves = {}
     if step.offline is not None:
         for field in ("text", "image", "negatives", "partners"):
             leaves[field] = getattr(step.offline, field).detach().requires_grad_()
     step = replace(step, scores=leaf, offline=step.offline and replace(step.offline, **leaves))
+    found: list[tuple[str, str, Tensor, float]] = []
     with torch.enable_grad():
         parts = losses.parts(loss_config, step)
         sides = step.sides(loss_config.mask)
         for direction, side in zip(("i2t", "t2i"), sides, strict=True):
-            toward = [part for name, part in parts.items() if name.endswith(f"_{side.searched}")]
-            by_score, by_offline = _gradients(toward, leaf, leaves.get(side.searched))
-            by_score = (by_score if side.searched == "text" else by_score.T) / loss_config.unit(side)
+            wanted = [leaf, *(leaves[field] for field in (side.searched,) if field in leaves)]
+            # What the loss does with its batch is in its own unit, what offline hinges add in a hinge's.
+            units = {f"online_{side.searched}": loss_config.unit(side)}
+            units[f"offline_{side.searched}"] = losses.Loss.unit(loss_config, side)
+            by_score, *by_offline = _gradients([parts[n] / unit for n, unit in units.items() if n in parts], wanted)
+            by_score = by_score if side.searched == "text" else by_score.T
             positive = _at_pairs(side, by_score).abs().mean().item()
-            online = by_score.abs() * side.negative
-            for threshold in thresholds:
-                key = (direction, "online", threshold.value, threshold.of_chance)
-                yield key, _figures(online, threshold.value) | {"positive": positive}
-            if by_offline is not None and step.offline is not None:
-                own = (by_offline.abs() / loss_config.unit(side) * side.has_offline)[:, None]
-                for threshold in thresholds:
-                    key = (direction, "offline", threshold.value, threshold.of_chance)
-                    yield key, _figures(own, threshold.value) | {"positive": positive}
+            found.append((direction, "online", by_score.abs() * side.negative, positive))
+            if by_offline and side.has_offline is not None:
+                found.append((direction, "offline", (by_offline[0].abs() * side.has_offline)[:, None], positive))
         for field, name in (("negatives", "c_1"), ("partners", "c_2")):
             if field in parts:
-                (gradient,) = torch.autograd.grad(parts[field], leaves[field], retain_graph=True)
-                weight = (gradient.abs() / loss_config.unit(sides[0]))[:, None]
-                for threshold in thresholds:
-                    key = ("both", name, threshold.value, threshold.of_chance)
-                    yield key, _figures(weight, threshold.value) | {"positive": float("nan")}
+                (gradient,) = _gradients([parts[field] / losses.Loss.unit(loss_config, sides[0])], [leaves[field]])
+                found.append(("both", name, gradient.abs()[:, None], float("nan")))
+    return found
 
 
-def _gradients(parts: list[Tensor], leaf: Tensor, offline: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Derivatives of the sum of `parts` by the scores and by the offline scores; zeros where they do not matter."""
-    total = torch.stack([part for part in parts if part.requires_grad] or [leaf.sum() * 0]).sum()
-    wanted = [leaf] if offline is None else [leaf, offline]
+def _gradients(parts: list[Tensor], wanted: list[Tensor]) -> list[Tensor]:
+    """Derivatives of the sum of `parts` by each of `wanted`; zeros where it does not matter."""
+    total = torch.stack([part for part in parts if part.requires_grad] or [wanted[0].sum() * 0]).sum()
     found = torch.autograd.grad(total, wanted, retain_graph=True, allow_unused=True)
-    filled = [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, found, strict=True)]
-    return filled[0], filled[1] if offline is not None else None
+    return [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, found, strict=True)]
 
 
 def _at_pairs(side: Side, values: Tensor) -> Tensor:

@@ -13,17 +13,17 @@ from trainer.scoring import Step
 
 __all__ = ["OBSERVED", "collapsed", "observe"]
 
-OBSERVED = ("mean_negative", "wrong_share", "hardness", "hinge", "std")
-_FROZEN, _NARROW = 0.02, 0.3
+OBSERVED = ("mean_negative", "wrong_share", "hardness", "std")
+_ALIKE, _NARROW = 0.004, 0.3
 
 
 @torch.no_grad()
-def observe(step: Step, margin: float) -> Tensor:
-    """(5,) float32, in the order of `OBSERVED`; zeros for a batch without any negative.
+def observe(step: Step) -> Tensor:
+    """(4,) float32, in the order of `OBSERVED`; zeros for a batch without any negative.
 
     Mean score of the valid off-diagonal entries; share of anchors (both directions) whose hardest negative scores above
-    their positive; mean of hardest negative minus positive; mean hinge of the hardest negatives; mean over dimensions
-    and both sides of the embeddings' standard deviation, times sqrt(dim), which is 1 for directions spread evenly.
+    their positive; mean of hardest negative minus positive; mean over dimensions and both sides of the embeddings'
+    standard deviation, times sqrt(dim), which is 1 for directions spread evenly.
     """
     similarities = step.similarities
     hardest = [side.hardest for side in similarities.sides("valid")]
@@ -37,23 +37,23 @@ def observe(step: Step, margin: float) -> Tensor:
             (similarities.scores * valid).sum() / valid.sum().clamp(min=1),
             ((gap > 0) & has).sum() / count,
             (gap * has).sum() / count,
-            ((margin + gap).clamp(min=0) * has).sum() / count,
             spread * step.images.shape[1] ** 0.5,
         ]
     ).float()
 
 
-def collapsed(observed: dict[str, float], margin: float) -> str | None:
-    """A sentence when an epoch's means say that the model has collapsed, else None.
+def collapsed(observed: dict[str, float], *, has_warm_up: bool) -> str | None:
+    """A sentence when an epoch's means say that the model has collapsed, else None; the same test for every loss.
 
-    The images may sit in one point and the texts in another, so the level of the scores says nothing.
+    The images may sit in one point and the texts in another, so the level of the scores says nothing. `has_warm_up`:
+    whether the loss could train longer on all negatives first.
     """
-    frozen = margin > 0 and abs(observed["hinge"] / margin - 1) < _FROZEN
-    if not (frozen and observed["std"] < _NARROW):
+    if not (abs(observed["hardness"]) < _ALIKE and observed["std"] < _NARROW):
         return None
+    advice = "Train more warm-up epochs, or lower the learning rate" if has_warm_up else "Lower the learning rate"
     return (
-        f"the model has collapsed: the mean hinge is frozen at the margin ({observed['hinge']:.4f} of {margin:g}, "
-        f"where a triplet loss is 2 B m), unrelated pairs score {observed['mean_negative']:.3f} on average, the spread "
-        f"is {observed['std']:.3f} of 1, and {observed['wrong_share']:.0%} of the anchors have a negative above their "
-        "positive. Train more warm-up epochs, or lower the learning rate."
+        "the model has collapsed: hardest negatives score like positives "
+        f"({observed['hardness']:+.4f} apart; a max-violation loss is frozen at 2 B m), unrelated pairs score "
+        f"{observed['mean_negative']:.3f} on average, the spread is {observed['std']:.3f} of 1, and "
+        f"{observed['wrong_share']:.0%} of the anchors have a negative above their positive. {advice}."
     )

@@ -47,7 +47,7 @@ class FitConfig(BaseModel):
     averaging off. `threads` 0 leaves torch's choice. `precision` "auto" is bfloat16 on a GPU that has it, else float32.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     epochs: int = Field(default=20, ge=1)
     steps_per_epoch: int | None = Field(default=None, ge=1)
@@ -83,7 +83,6 @@ class EpochLog:
     mean_negative: float
     wrong_share: float
     hardness: float
-    hinge: float
     std: float
     offline_hardness: float | None
     warm_up: bool
@@ -206,7 +205,7 @@ def _epoch(
         figures = losses.figures(effective, scored.similarities)
         part_names, figure_names = list(parts), list(figures)
         gap = _offline_hardness(scored.similarities)
-        observed = collapse.observe(scored, effective.online_margin)
+        observed = collapse.observe(scored)
         named = torch.stack([value.detach().float() for value in (*parts.values(), *figures.values())])
         rows.append(torch.cat([named, gap, observed]))
     means = torch.stack(rows).double().mean(0).cpu().tolist()
@@ -235,7 +234,7 @@ def _epoch(
         seconds=seconds,
         pairs_per_second=seen / seconds,
         device=said,
-        warning=collapse.collapsed(observed_means, effective.online_margin),
+        warning=collapse.collapsed(observed_means, has_warm_up=loss_config.warm_up is not None),
     )
 
 

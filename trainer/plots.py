@@ -12,6 +12,7 @@ __all__ = ["COLOURS", "plot_counts"]
 
 # Paul Tol's "bright" scheme: told apart by colour-blind readers as well.
 COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB")
+MARKERS = "os^D"
 TITLES = {"i2t": "image queries", "t2i": "text queries", "both": "pairs without a common anchor"}
 
 
@@ -34,7 +35,8 @@ def plot_counts(rows: Sequence[Mapping[str, Any]], path: Path, *, batch_size: in
     left = positive[0] / 3 if positive else 0.01
     for axis, direction in zip(axes, directions, strict=True):
         for number, label in enumerate(labels):
-            colour = COLOURS[number % len(COLOURS)]
+            # Where colours begin again, markers tell lines apart.
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number // len(COLOURS) % len(MARKERS)]
             for negatives, style in (("online", "-"), ("offline", "--")):
                 found = sorted(
                     (max(row["threshold"], left), row["share"], row["share_std"])
@@ -45,7 +47,7 @@ def plot_counts(rows: Sequence[Mapping[str, Any]], path: Path, *, batch_size: in
                     continue
                 x, y, spread = np.array(found).T
                 name = f"{label}, offline" if negatives == "offline" else label
-                axis.plot(x, y, style, color=colour, label=name, marker="o", markersize=3, linewidth=1.6)
+                axis.plot(x, y, style, color=colour, label=name, marker=marker, markersize=3, linewidth=1.6)
                 axis.fill_between(x, np.maximum(y - spread, 0), y + spread, color=colour, alpha=0.15, linewidth=0)
         axis.axvline(1 / batch_size, color="#888888", linewidth=0.8, linestyle=":")
         axis.text(
@@ -54,7 +56,7 @@ def plot_counts(rows: Sequence[Mapping[str, Any]], path: Path, *, batch_size: in
         axis.set_xscale("log")
         axis.set_yscale("symlog", linthresh=0.1)
         axis.set_ylim(bottom=0)
-        axis.set_xlabel("weight a negative must exceed (left edge: any)")
+        axis.set_xlabel("weight a negative must exceed, in its loss's unit (left edge: any)")
         axis.set_title(TITLES[direction], fontsize=11)
         axis.grid(True, which="major", color="#dddddd", linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)

@@ -21,7 +21,7 @@ __all__ = ["Round", "plugged_in"]
 
 @dataclass(frozen=True)
 class Round:
-    """A finished round of a run: the model it ended with, the tables that were mined with it, if any."""
+    """A finished round of a run: the model it ended with, and the tables it was trained on, if any."""
 
     label: str
     checkpoint: Checkpoint

@@ -30,8 +30,9 @@ __all__ = ["published"]
 THRESHOLD = 0.01
 
 
+@torch.no_grad()
 def published(config: Any, step: Similarities) -> dict[str, dict[str, float]]:
-    """{"i2t": figures, "t2i": figures} of one batch. Raises BadInput for a loss that the paper does not count."""
+    """{"i2t": figures, "t2i": figures} of one batch. Raises BadInput for a loss that they do not count."""
     known: dict[str, Callable[[Any, Similarities], dict[str, dict[str, float]]]] = {
         "triplet": _triplet,
         "ntxent": _ntxent,
@@ -42,6 +43,8 @@ def published(config: Any, step: Similarities) -> dict[str, dict[str, float]]:
         raise BadInput(
             f"the notebooks count {', '.join(known)}, not {name}; leave --as-published out to count its true gradient."
         )
+    if config.needs_tables:
+        raise BadInput("the notebooks count in-batch negatives alone; leave offline=... or --as-published out.")
     return known[name](config, step)
 
 
@@ -68,7 +71,7 @@ def _ntxent(config: Any, step: Similarities) -> dict[str, dict[str, float]]:
         figures = _per_learning_query(counted.sum(1).float())
         # The notebook's mean is over all queries.
         found[direction] = figures | {
-            "per_query": float(counted.sum(1).float().mean()),
+            "per_query": figures["share"],
             "weight": float((negative * counted).sum(1).mean()),
             "positive": float(1 - share.diagonal().mean()),
         }
@@ -95,13 +98,14 @@ def _smoothap(config: Any, step: Similarities) -> dict[str, dict[str, float]]:
 def _smoothap_rows(scores: Tensor, tau: float, starts: list[int], *, divide: bool) -> dict[str, float]:
     """`scores` (queries, candidates); query i reads the rows starts[i] .. starts[i + 1] as its positives'."""
     num_candidates = scores.shape[1]
+    every = torch.arange(num_candidates, device=scores.device)
     total, none = 0.0, 0
     for query, row in enumerate(scores):
         first, last = (starts[query], starts[query + 1]) if query + 1 < len(starts) else (num_candidates,) * 2
         last = min(last, num_candidates)
         chosen = row[first:last]
         above = torch.sigmoid(((row[None, :] - chosen[:, None]) / tau).clamp(-50, 50))
-        above = above * (torch.arange(num_candidates)[None, :] != torch.arange(first, max(last, first))[:, None])
+        above = above * (every[None, :] != every[first:last, None])
         counted = int((above * (1 - above) / (1 + above.sum(1, keepdim=True)).square() > THRESHOLD).sum())
         total += counted / (max(last - first, 1) if divide else 1)
         none += counted == 0

@@ -121,7 +121,16 @@ class Similarities:
         return torch.ones_like(self.valid).index_put_((self.images, self.texts), self.valid.new_zeros(()))
 
     def sides(self, mask: Mask) -> tuple[Side, Side]:
-        """Image to text, then text to image."""
+        """Image to text, then text to image; made once per mask."""
+        if mask not in self._sides:
+            self._sides[mask] = self._make_sides(mask)
+        return self._sides[mask]
+
+    @cached_property
+    def _sides(self) -> dict[Mask, tuple[Side, Side]]:
+        return {}
+
+    def _make_sides(self, mask: Mask) -> tuple[Side, Side]:
         negative = self.negative_mask(mask)
         masked = self.wide.masked_fill(~negative, float("-inf"))
         found = self.offline

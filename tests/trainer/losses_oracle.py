@@ -120,15 +120,15 @@ def aoq(config: Any, step: Step) -> Parts:
 def ntxent(config: Any, step: Step) -> Parts:
     def per_anchor(anchor: Anchor) -> Tensor:
         own = torch.exp(anchor.positive / config.tau)
-        everything = own
-        for score in anchor.negatives.values():
-            everything = everything + torch.exp(score / config.tau)
+        everything, each = own, 1.0
         if config.offline == "softmax" and step.flags[f"has_{anchor.searched}"][anchor.pair]:
-            times = 1.0
+            times = config.offline_weight
             if config.correction == "stratified":
                 q = step.shares[anchor.searched][anchor.pair]
-                times = max(len(anchor.negatives), 1) * q / (1 - q)
+                times, each = times * max(len(anchor.negatives), 1) * q, 1 - q
             everything = everything + times * torch.exp(step.offline_entries[anchor.searched][anchor.pair] / config.tau)
+        for score in anchor.negatives.values():
+            everything = everything + each * torch.exp(score / config.tau)
         return -0.5 * torch.log(own / everything)
 
     return online(config, step, per_anchor)

@@ -110,7 +110,7 @@ def test_a_second_call_does_nothing_and_another_one_is_refused(vectors: Path, tm
     arguments = ["fit", "--data", vectors, "--settings", settings(tmp_path), *SMALL, "--out", tmp_path / "m"]
     run(*arguments)
     before = {path.name: path.read_bytes() for path in (tmp_path / "m").iterdir()}
-    assert set(before) == {"manifest.json", "model.json", "state.safetensors", "weights.safetensors"}
+    assert set(before) == {"history.json", "manifest.json", "model.json", "state.safetensors", "weights.safetensors"}
     assert "already done" in run(*arguments).output
     assert "other inputs" in run(*arguments, "--seed", "1", code=3).output
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "m").iterdir()}
@@ -193,6 +193,14 @@ def test_tables_of_other_pairs_are_refused(vectors: Path, toys: SimpleNamespace,
         (["--data", "emoji", "--model", "vsepp"], 3, "take the model cnn_gru"),
         (["--data", "emoji", "--lr", "-1"], 3, "lr = -1.0: Input should be greater than 0"),
         (["--data", "emoji", "--start", "nowhere"], 3, "no checkpoint artifact here"),
+        (["--data", "emoji", "--loss", "ntxent:offline=softmax"], 2, "the loss ntxent needs --negatives"),
+        (["--data", "emoji", "--loss", "aoq", "--quintuplet"], 2, "--quintuplet is --loss aoq; give one of the two."),
+        (["--data", "emoji", "--loss", "ntxent", "--negatives", "n"], 2, "--negatives belongs to --quintuplet, or to"),
+        (["--data", "emoji", "--loss", "ntxent", "--form", "OffTri"], 2, "--form belongs to --quintuplet"),
+        (["--data", "emoji", "--loss", "ntxnet"], 3, "Did you mean 'ntxent'?"),
+        (["--data", "emoji", "--loss", "ntxent:tau"], 3, "'tau' is not KEY=VALUE; write NAME:KEY=VALUE,KEY=VALUE."),
+        (["--data", "emoji", "--loss", "goal:pair=line"], 3, "pair = 'line': Input should be 'con', 'lin'"),
+        (["--data", "emoji", "--loss", "goal:pare=lin"], 3, "did you mean 'pair'?"),
     ],
 )
 def test_bad_input_gets_a_sentence(tmp_path: Path, arguments: list[str], code: int, sentence: str) -> None:
@@ -210,6 +218,12 @@ def test_bad_input_gets_a_sentence(tmp_path: Path, arguments: list[str], code: i
         ("[fitt]\n", "'fitt' is not a section"),
         ("[model]\ndims = 5\n", "did you mean 'dim'?"),
         ("[fit\n", "not valid TOML"),
+        ("[loss]\nname = 'gaol'\n", "Did you mean 'goal'?"),
+        ("[loss]\nname = 3\n", "'3' is not one of the losses"),
+        ("[loss]\nname = 'goal'\npairs = 'lin'\n", "did you mean 'pair'?"),
+        ("[model]\nname = 'vsep'\n", "Did you mean 'vsepp'?"),
+        ("[model]\nname = true\n", "'True' is not one of the models"),
+        ("[model]\nname = 'cnn_gru'\n", "take the model vsepp"),
     ],
 )
 def test_a_wrong_settings_file_gets_a_sentence(tmp_path: Path, vectors: Path, text: str, sentence: str) -> None:
@@ -233,7 +247,7 @@ def test_a_folder_that_cannot_be_written_gets_a_sentence(vectors: Path, tmp_path
     assert shown.startswith("error: ") or "\nerror: " in shown
 
 
-@pytest.mark.parametrize("command", [[], ["fit"], ["encode"], ["evaluate"]])
+@pytest.mark.parametrize("command", [[], ["fit"], ["encode"], ["evaluate"], ["analyze"]])
 def test_help_imports_nothing_heavy(command: list[str]) -> None:
     probe = (
         "import sys\nfrom click.testing import CliRunner\nfrom trainer.cli import main\n"

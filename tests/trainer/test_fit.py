@@ -255,8 +255,8 @@ def test_a_collapsed_model_is_said() -> None:
     spread = torch.nn.functional.normalize(torch.randn(16, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     valid = ~torch.eye(16, dtype=torch.bool)
     for embeddings, expected in ((point, True), (spread, False)):
-        observed = collapse.observe(Step(Similarities(embeddings @ embeddings.T, valid), embeddings, embeddings), 0.2)
-        warning = collapse.collapsed(dict(zip(collapse.OBSERVED, observed.tolist(), strict=True)), 0.2)
+        observed = collapse.observe(Step(Similarities(embeddings @ embeddings.T, valid), embeddings, embeddings))
+        warning = collapse.collapsed(dict(zip(collapse.OBSERVED, observed.tolist(), strict=True)), has_warm_up=True)
         assert (warning is not None) == expected
     assert dict(zip(collapse.OBSERVED, observed.tolist(), strict=True))["std"] == pytest.approx(1, abs=0.1)
 

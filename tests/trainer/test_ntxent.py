@@ -33,6 +33,8 @@ MODES: list[dict[str, Any]] = [
     {"offline": "OffQuin", "margin_offline": 0.1},
     {"offline": "softmax"},
     {"offline": "softmax", "correction": "stratified"},
+    {"offline": "softmax", "correction": "stratified", "offline_weight": 0.3},
+    {"offline": "softmax", "offline_weight": 2.5},
 ]
 modes = pytest.mark.parametrize("mode", MODES, ids=lambda found: "-".join(map(str, found.values())) or "none")
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
@@ -154,8 +156,32 @@ def test_the_stratified_denominator_is_unbiased(num_gallery: int, num_pool: int,
         pool = (torch.rand(num_pool, generator=random) * 0.4 + 0.5).tolist()
         for correction, factors in found.items():
             factors.append(factor(gallery, pool, in_batch, correction, searched))
-    assert found["stratified"] == pytest.approx([in_batch / num_gallery] * 3, rel=1e-9)
+    assert found["stratified"] == pytest.approx([in_batch / (num_gallery + num_pool)] * 3, rel=1e-9)
     assert max(found["none"]) - min(found["none"]) > 1e-3 * max(found["none"])
+
+
+def test_the_bias_of_in_batch_negatives_from_everywhere_is_the_documented_one() -> None:
+    """n (1 - q) q (mean of the pool - mean of the rest), in exponentials."""
+    rest, pool, in_batch, tau = [0.1, 0.2, 0.35], [0.7, 0.9], 2, 0.3
+    share = len(pool) / (len(rest) + len(pool))
+    draws = [
+        denominator(list(chosen), offline, share, "stratified", tau)
+        for chosen in itertools.combinations(rest + pool, in_batch)
+        for offline in pool
+    ]
+    whole, hard, easy = (sum(math.exp(s / tau) for s in part) / len(part) for part in (rest + pool, pool, rest))
+    bias = in_batch * (1 - share) * share * (hard - easy)
+    assert sum(draws) / len(draws) == pytest.approx(in_batch * whole + bias, rel=1e-9)
+
+
+@pytest.mark.parametrize("correction", ["none", "stratified"])
+def test_a_weight_of_nothing_leaves_offline_negatives_out(correction: str) -> None:
+    step = pair_step(1).having(True)
+    settings = {"tau": 0.01, "offline": "softmax", "correction": correction, "offline_weight": 0.0}
+    step = replace(step, shares={name: [1e-9] * len(step.pairs) for name in step.shares})
+    config = losses.configure("ntxent", settings)
+    found = total(losses.parts(config, step.similarities())).item()
+    assert found == pytest.approx(total(losses.parts(config.online, step.similarities())).item(), rel=1e-6)
 
 
 def test_many_random_draws_come_near_the_whole_gallery() -> None:
@@ -177,8 +203,8 @@ def test_many_random_draws_come_near_the_whole_gallery() -> None:
         (slope,) = gradients(losses.parts(config, step)["online_text"], [scores])
         chance = 1 + 2 * tau * slope[:, 0]  # of the positive, whose exponential is 1
         ratios[correction] = (1 / chance - 1).mean().item() / (gallery / tau).exp().sum().item()
-    assert ratios["stratified"] == pytest.approx(in_batch / (count - pool), rel=0.02)
-    assert ratios["none"] < 0.9 * ratios["stratified"]
+    assert ratios["stratified"] == pytest.approx(in_batch / count, rel=0.02)
+    assert abs(ratios["none"] * count / in_batch - 1) > 0.05
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])

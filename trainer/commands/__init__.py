@@ -94,7 +94,7 @@ def loss_of(flag: str | None, section: dict[str, Any], form: str | None) -> Any:
         if name != "aoq":
             raise click.UsageError("--form belongs to --quintuplet; add it, or leave --form out.")
         values["form"] = form
-    return losses.configure(name, values)
+    return losses.configure(str(name), values)
 
 
 def was_given(parameter: str) -> bool:

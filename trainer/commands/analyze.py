@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,13 @@ if TYPE_CHECKING:
     from trainer.plugins import Round
 
 SHOWN = (0.0, 0.01)
+LEGEND = """
+above            a negative counts when its weight is above this; weights are in the unit of the loss
+queries          batches x queries of each
+count per query  negatives that count, over all queries; mean ± standard deviation over batches
+with any         share of the queries that have any
+count of these   negatives that count, over the queries that have any
+weight           weights of the negatives that count, summed per query"""
 
 
 @click.command()
@@ -80,14 +88,20 @@ def analyze(
 
     if bool(checkpoints) == (run_folder is not None):
         raise click.UsageError("give either --checkpoint (one or more) or --run.")
+    if run_folder is not None and tables:
+        raise click.UsageError("--run brings the tables of its rounds; leave --negatives out.")
     if tables and len(tables) != len(checkpoints):
         raise click.UsageError(f"{len(checkpoints)} --checkpoint but {len(tables)} --negatives; give one for each.")
     if as_published and thresholds:
         raise click.UsageError("--as-published has the paper's thresholds; leave --threshold out.")
-    configs = [(text, losses.configure(*losses.spoken(text))) for text in loss_names or ("triplet",)]
+    configs = [(text, losses.configure(*losses.spoken(text))) for text in dict.fromkeys(loss_names or ("triplet",))]
+    if tables and not any(config.needs_tables for _, config in configs):
+        raise click.UsageError(
+            "--negatives: no --loss given here uses offline negatives; add one (aoq, or offline=...), or leave it out."
+        )
     dataset = open_dataset(data, fold, split)
     rounds = _rounds(dataset, checkpoints, tables, run_folder)
-    sweep = [Threshold(value) for value in sorted(thresholds)] or thresholds_for(batch_size)
+    sweep = [Threshold(value) for value in sorted(set(thresholds))] or thresholds_for(batch_size)
     rows = []
     for found in rounds:
         check_fits(found.checkpoint, dataset)
@@ -103,9 +117,10 @@ def analyze(
             )  # fmt: skip
     if not rows:
         raise BadInput("nothing was counted: none of the rounds has the tables that the losses need.")
-    shown = {min(sweep, key=lambda t: abs(t.value - value)).value for value in SHOWN}
+    shown = thresholds or SHOWN
     by_value = [row for row in rows if as_published or (row["of_chance"] is None and row["threshold"] in shown)]
     click.echo(_table(by_value))
+    click.echo(LEGEND)
     if out is not None:
         _write(out, rows, batch_size, f"{dataset.name} {split}, batches of {batch_size}", plot=not as_published)
 
@@ -122,23 +137,26 @@ def _rounds(
         reader = next(iter(plugged_in("rounds").values()), None)
         if reader is None:
             raise BadInput("--run needs quintain's pipelines, which are not installed here; install quintain[loop].")
-        found: list[Round] = reader.load()(run_folder, dataset)
-        return found
-    return [
-        Round(str(path), Checkpoint.load(path), open_tables(tables[row], dataset.pairs) if tables else None)
-        for row, path in enumerate(checkpoints)
-    ]
+        of_run: list[Round] = reader.load()(run_folder, dataset)
+        return of_run
+    found = []
+    for row, path in enumerate(checkpoints):
+        # One checkpoint with several tables is told apart by the tables.
+        label = f"{path} with {tables[row]}" if tables and checkpoints.count(path) > 1 else str(path)
+        found.append(Round(label, Checkpoint.load(path), open_tables(tables[row], dataset.pairs) if tables else None))
+    return found
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
     """Rows for a terminal: mean and standard deviation over batches."""
-    head = ["", "negatives", "direction", "weight >", "queries that learn", "negatives of these", "of all", "weight"]
-    lines = [head]
+    figures = ["above", "queries", "count per query", "with any", "count of these", "weight"]
+    lines = [["", "negatives", "direction", *figures]]
     for row in rows:
         lines.append([
             row["label"], row["negatives"], row["direction"], f"{row['threshold']:g}",
+            f"{row['batches']} x {row['queries']:g}", f"{row['share']:.2f} ± {row['share_std']:.2f}",
             f"{1 - row['none'] / row['queries']:.0%}", f"{row['per_query']:.2f} ± {row['per_query_std']:.2f}",
-            f"{row['share']:.2f} ± {row['share_std']:.2f}", f"{row['weight']:.3f}",
+            "-" if math.isnan(row["weight"]) else f"{row['weight']:.3f}",
         ])  # fmt: skip
     return align(lines, left=3)
 
@@ -153,6 +171,9 @@ def _write(out: Path, rows: list[dict[str, Any]], batch_size: int, title: str, *
 
     out.mkdir(parents=True, exist_ok=True)
     table = pa.table({name: [row[name] for row in rows] for name in COLUMNS})
+    # Without chance levels the column is empty, and would have no type.
+    at = COLUMNS.index("of_chance")
+    table = table.set_column(at, "of_chance", table["of_chance"].cast(pa.float64()))
     pq.write_table(table, out / "counts.parquet")
     pyarrow.csv.write_csv(table, out / "counts.csv")
     written = ["counts.parquet", "counts.csv"]

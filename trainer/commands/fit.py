@@ -102,7 +102,7 @@ def fit(
     dataset = open_dataset(data, fold, "train")
     default_model = "cnn_gru" if len(dataset.image_shape) == 3 else "vsepp"
     named = sections["model"].pop("name", default_model)
-    model_config = models.configure(model_name or named, sections["model"])
+    model_config = models.configure(model_name or str(named), sections["model"])
     chosen = {key: value for key, value in fit_flags.items() if key not in sections["fit"] or was_given(key)}
     fit_config = registry.validated(FitConfig, {**sections["fit"], **chosen}, "[fit]")
     tables = open_tables(negatives, dataset.pairs) if negatives is not None else None
@@ -156,8 +156,10 @@ def _say_epoch(log: EpochLog) -> None:
         click.echo(f"epoch {log.epoch:3d}  done before")
         return
     offline = f"  offline {log.offline_hardness:+.3f}" if log.offline_hardness is not None else ""
+    # The value of a loss that is given by its gradient means nothing; its figures do.
+    told = "  ".join(f"{name} {value:.3f}" for name, value in log.figures.items()) or f"loss {log.loss:9.3f}"
     click.echo(
-        f"epoch {log.epoch:3d}  loss {log.loss:9.3f}  hardness {log.hardness:+.3f}{offline}  "
+        f"epoch {log.epoch:3d}  {told}  hardness {log.hardness:+.3f}{offline}  "
         f"negative above positive {log.wrong_share:4.0%}  {log.seconds:.1f} s  {log.pairs_per_second:.0f} pairs/s  "
         f"{log.device}{'  (all negatives)' if log.warm_up else ''}"
     )

@@ -51,7 +51,7 @@ _FAMILIES = {
 class Config(BaseModel):
     """`fold` 0..4 chooses the test pictures; `languages` adds the names in those languages to the captions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     fold: int = Field(default=0, ge=0, le=4)
     languages: tuple[Language, ...] = ()

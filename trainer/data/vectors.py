@@ -34,7 +34,7 @@ SPLITS = ("train", "dev", "test")
 class Config(BaseModel):
     """`folder` holds images.npy, pairs.csv and, if ids are not row numbers, image_ids.txt."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     folder: Path
 

@@ -25,7 +25,7 @@ class Loss(BaseModel):
     ranks          "tied": both ranks share one draw, as AOQ published it
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     mask: Mask = "valid"
     reduction: Reduction = "sum"
@@ -48,11 +48,6 @@ class Loss(BaseModel):
     def online(self) -> Loss:
         """What remains of it while there is no table."""
         return self
-
-    @property
-    def online_margin(self) -> float:
-        """Margin that collapse is watched with: a collapsed model's hinges freeze at it."""
-        return 0.2
 
     @property
     def warm_up(self) -> Triplet | None:

@@ -54,10 +54,6 @@ class Config(Loss):
         return Triplet(margin=self.margin_online, mask=self.mask, reduction=self.reduction)
 
     @property
-    def online_margin(self) -> float:
-        return self.margin_online
-
-    @property
     def warm_up(self) -> Triplet:
         return self.online.all_negatives(self.margin_online)
 

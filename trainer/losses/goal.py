@@ -60,10 +60,6 @@ class Config(InBatch):
     offline: Literal["none", "goal", "goal_only", "OffTri", "OffQuin"] = "none"  # type: ignore[assignment]
 
     @property
-    def online_margin(self) -> float:
-        return self.margin
-
-    @property
     def warm_up(self) -> Triplet:
         return self.all_negatives(self.margin)
 

@@ -5,21 +5,19 @@
 With `mask="valid"` the other positives of an anchor leave the denominator; with "diagonal" they stay, as published.
 
 `offline="softmax"` appends each pair's offline hard negative to its anchor's softmax, its exponential times
-`offline_weight`. What that does to the estimate of
-the full softmax depends on `correction`:
+`offline_weight`. What that does to the estimate of the full softmax depends on `correction`:
 
     none        as one more candidate: a hard negative is heard as loudly as an in-batch one, though it stands for a
                 small pool. Biased towards hard negatives on purpose, as in dense passage retrieval.
-    stratified  the offline negative stands for its pool, the n in-batch negatives for the rest. If the pool is the
-                share q of all negatives of the anchor, its exponential is multiplied by n q / (1 - q) (n at least 1),
-                so that the denominator is, up to one constant factor, an unbiased estimate of the sum over the whole
-                gallery (stratified sampling; in-batch members that lie in the pool are counted twice). The positive
-                keeps weight 1, as in-batch softmax always over-weighs it.
+    stratified  with q the pool's share of all negatives of the anchor, the n in-batch exponentials are multiplied by
+                1 - q and the offline one by n q: what a draw from either stratum stands for. Were the in-batch
+                negatives drawn from outside the pool, the sum would be an unbiased estimate of n times the mean over
+                the whole gallery. They are drawn from everywhere, so it is high by n (1 - q) q (mean of the pool - mean
+                of the rest): small while the pool is. The positive keeps weight 1, as in any in-batch softmax.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -59,23 +57,22 @@ def parts(config: Config, similarities: Similarities) -> dict[str, Tensor]:
         floor = torch.finfo(side.scores.dtype).min / 4
         rest = side.at_pairs(torch.logsumexp((side.masked / config.tau).clamp(min=floor), dim=1))
         if config.offline == "softmax" and side.offline is not None:
-            rest = torch.logaddexp(rest, _offline_logit(config, side, floor))
-        # log(1 + e^(rest - positive)): a difference of two large logits has no digits left where the loss is near 0.
+            rest = _with_offline(config, side, rest, floor)
+        # log(e^p + e^r) - p, written so that a small loss keeps its digits.
         return 0.5 * torch.logaddexp(rest - positive, torch.zeros_like(positive))
 
     return similarities.both(config.mask, per_pair, config.reduction)
 
 
-def _offline_logit(config: Config, side: Side, floor: float) -> Tensor:
-    """(P,) logit of the offline negative with its correction; the floor where there is none."""
+def _with_offline(config: Config, side: Side, rest: Tensor, floor: float) -> Tensor:
+    """Log of the in-batch sum `rest` and of the offline negative's exponential, weighted and added, (P,)."""
     assert side.offline is not None
     assert side.has_offline is not None
-    logit = side.offline / config.tau
-    if config.offline_weight != 1:
-        logit = logit + math.log(max(config.offline_weight, 1e-30))
+    weight = torch.full_like(side.offline, config.offline_weight)
     if config.correction == "stratified":
         assert side.offline_share is not None, "the sampler gave no pool shares"
-        share = side.offline_share.to(logit.dtype)
-        stands_for = side.num_negatives.clamp(min=1) * share / (1 - share).clamp(min=1e-6)
-        logit = logit + stands_for.clamp(min=1e-12).log()
-    return logit.masked_fill(~side.has_offline, floor)
+        share = side.offline_share.to(rest.dtype) * side.has_offline
+        rest = (rest + torch.log1p(-share)).clamp(min=floor)
+        weight = weight * share * side.num_negatives.clamp(min=1)
+    logit = side.offline / config.tau + weight.log()
+    return torch.logaddexp(rest, logit.where(side.has_offline & (weight > 0), logit.new_full((), floor)))

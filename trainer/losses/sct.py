@@ -32,7 +32,7 @@ class Config(InBatch):
 
     @property
     def warm_up(self) -> Triplet:
-        return self.all_negatives(self.online_margin)
+        return self.all_negatives(margin=0.2)
 
 
 def parts(config: Config, similarities: Similarities) -> dict[str, Tensor]:

@@ -27,10 +27,6 @@ class Config(InBatch):
     epsilon: float = Field(default=0.01, ge=0)
 
     @property
-    def online_margin(self) -> float:
-        return self.margin
-
-    @property
     def warm_up(self) -> Triplet:
         return self.all_negatives(self.margin)
 

@@ -25,10 +25,6 @@ class Config(InBatch):
     max_violation: bool = True
 
     @property
-    def online_margin(self) -> float:
-        return self.margin
-
-    @property
     def warm_up(self) -> Config | None:
         return self.all_negatives(self.margin) if self.max_violation else None
 

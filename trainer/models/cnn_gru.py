@@ -27,7 +27,7 @@ class Config(BaseModel):
     the unknown words of a new caption mean something.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     dim: int = Field(default=256, ge=1)
     channels: tuple[int, ...] = (32, 64, 128, 192)

@@ -21,7 +21,7 @@ __all__ = ["Config", "VsePp", "build"]
 class Config(BaseModel):
     """Published: 1024-d space, 300-d words."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     dim: int = Field(default=1024, ge=1)
     word_dim: int = Field(default=300, ge=1)
