@@ -21,7 +21,7 @@ from trainer.data import Split
 
 __all__ = [
     "LOG", "SETTINGS", "describe", "execute", "prepare", "prepare_data", "present", "run", "saved_data",
-    "saved_settings", "steps_of",
+    "saved_settings", "steps_of", "tidy",
 ]  # fmt: skip
 
 LOG = "log.jsonl"
@@ -44,9 +44,14 @@ def describe(settings: Settings) -> Data:
 
 
 def saved_data(store: Store) -> Data | None:
-    """What the run in this folder was started on; None before it has started."""
+    """What the run in this folder was started on; None before it has started. Raises BadInput if one cannot tell."""
     found = find_artifact(store, PAIRS)
-    return None if found is None else Data(**found.manifest.inputs)
+    if found is None:
+        return None
+    try:
+        return Data(**found.manifest.inputs)
+    except TypeError as other:
+        raise BadInput(f"{store.url}: another version of quintain made this run folder; choose another one.") from other
 
 
 def prepare(settings: Settings, data: Data, store: Store) -> None:
@@ -107,7 +112,7 @@ def run(settings: Settings, data: Data, store: LocalStore, executor: Executor, p
     encoded = settings_json(settings)
     store.sweep("")
     for earlier in steps_of(settings, data, store):
-        _tidy(earlier, store)
+        tidy(earlier, store)
     while True:
         steps = steps_of(settings, data, store)
         step = next((s for s in steps if s.state in ("missing", "stale")), None)
@@ -116,7 +121,7 @@ def run(settings: Settings, data: Data, store: LocalStore, executor: Executor, p
         execute(step, steps, encoded, store, executor, progress)
 
 
-def _tidy(step: Step, store: Store) -> None:
+def tidy(step: Step, store: Store) -> None:
     """Delete what a killed writer left beside a committed artifact: parts, epoch files, scratch."""
     if step.manifest is None:
         return
@@ -158,6 +163,18 @@ class _Log:
         with open(self.store.root / LOG, "a", encoding="utf-8") as log:
             log.write(json.dumps(line, sort_keys=True) + "\n")
 
+    def has_epoch(self, epoch: int) -> bool:
+        """Whether the log has this artifact's line of an epoch."""
+        with open(self.store.root / LOG, encoding="utf-8", errors="replace") as log:
+            for text in log:
+                try:
+                    line = json.loads(text)
+                except ValueError:
+                    continue  # half written by a killed run
+                if (line.get("prefix"), line.get("event"), line.get("epoch")) == (self.prefix, "epoch", epoch):
+                    return True
+        return False
+
 
 @dataclass(frozen=True)
 class _Logged:
@@ -173,7 +190,8 @@ class _Logged:
         self.progress.advance(done, note)
 
     def epoch(self, line: dict[str, Any]) -> None:
-        if not line["resumed"]:
+        # A resumed epoch has its line, unless the process died after the epoch's file and before its line.
+        if not line["resumed"] or not self.log.has_epoch(line["epoch"]):
             self.log("epoch", **{key: line[key] for key in ("epoch", "seconds", "steps", "pairs_per_second", "device")})
         self.progress.epoch(line)
 

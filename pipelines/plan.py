@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from miner.artifacts.manifest import Manifest, input_key
@@ -31,11 +32,12 @@ class Step:
     inputs: Mapping[str, Any] | None = None
     manifest: Manifest | None = None
 
-    @property
+    @cached_property
     def prefix(self) -> str:
         """Folder of the artifact. Only for a step that is not waiting."""
         assert self.inputs is not None, self.stage.name
-        return f"{self.stage.folder}/{input_key(self.stage.kind, self.inputs)[:KEY_DIGITS]}"
+        whole = self.manifest.input_key if self.manifest is not None else input_key(self.stage.kind, self.inputs)
+        return f"{self.stage.folder}/{whole[:KEY_DIGITS]}"
 
 
 def plan(stages: Sequence[Stage], present: Present) -> list[Step]:
@@ -54,9 +56,9 @@ def _step(stage: Stage, earlier: Mapping[str, Step], here: Mapping[str, Manifest
             return Step(stage, "waiting", f"after {name}")
         fingerprints[role] = parent.fingerprint
     inputs = stage.inputs(fingerprints)
-    key = input_key(stage.kind, inputs)[:KEY_DIGITS]
-    found = here.get(key)
-    if found is not None and found.input_key == input_key(stage.kind, inputs):
+    key = input_key(stage.kind, inputs)
+    found = here.get(key[:KEY_DIGITS])
+    if found is not None and found.input_key == key:
         return Step(stage, "done", "made from exactly these inputs", inputs, found)
     if not here:
         return Step(stage, "missing", "not made yet", inputs)

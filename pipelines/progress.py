@@ -42,7 +42,10 @@ class _TellsEpochs:
     """What bars and lines say of an epoch."""
 
     def epoch(self: Progress, line: dict[str, Any]) -> None:
-        note = f"loss {line['loss']:.3f}, {line['pairs_per_second']:.0f} pairs/s on {line['device']}"
+        figures = ", ".join(f"{name} {value:.3f}" for name, value in line["figures"].items())
+        # The value of a loss that is given by its gradient means nothing; its figures do.
+        told = figures or f"loss {line['loss']:.3f}"
+        note = f"{told}, {line['pairs_per_second']:.0f} pairs/s on {line['device']}"
         self.advance(int(line["epoch_in_round"]) + 1, note)
         if line["warning"]:
             self.say(f"warning, epoch {line['epoch']}: {line['warning']}")

@@ -36,7 +36,7 @@ Section = TypeVar("Section", bound=BaseModel)
 class RunConfig(BaseModel):
     """Round 0 trains `first_epochs` on online negatives; each of `rounds` mines and then trains `epochs` more."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     seed: int = Field(default=0, ge=0)
     rounds: int = Field(default=3, ge=0)
@@ -56,7 +56,7 @@ class RunConfig(BaseModel):
 class EncodeConfig(BaseModel):
     """`shard_rows` items make one file and one task; `batch_size` of them go through the encoder at once."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     shard_rows: int = Field(default=1024, ge=1)
     batch_size: int = Field(default=256, ge=1)
@@ -65,7 +65,7 @@ class EncodeConfig(BaseModel):
 class MineConfig(BaseModel):
     """`k` negatives are kept per anchor; `shard_anchors` anchors make one task."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     k: int = Field(default=50, ge=1)
     shard_anchors: int = Field(default=1024, ge=1)
@@ -74,14 +74,14 @@ class MineConfig(BaseModel):
 class AnalyzeConfig(BaseModel):
     """After which rounds to count the samples that contribute to the loss's gradient; over how large and many batches.
 
-    `batches` 0 is one epoch's.
+    [default: batches as large as a fit's, and as many as one epoch has]
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     rounds: Literal["none", "last", "all"] = "none"
-    batch_size: int = Field(default=128, ge=2)
-    batches: int = Field(default=0, ge=0)
+    batch_size: int | None = Field(default=None, ge=2)
+    batches: int | None = Field(default=None, ge=1)
 
 
 class ExecutorConfig(BaseModel):
@@ -91,7 +91,7 @@ class ExecutorConfig(BaseModel):
     runs everything in this process.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["ray", "inline"] = "ray"
     workers: int = Field(default=0, ge=0)

@@ -1,7 +1,7 @@
 """The loop as data: which stages a run has, what each is made from, and what it will cost. Pure.
 
 round 0     fit -> evaluate, analyze (if asked)
-round r     encode-{image,text} (fit r-1) -> index-{image,text} -> mine-{i2t,t2i} -> fit -> evaluate
+round r     encode-{image,text} (fit r-1) -> index-{image,text} -> mine-{i2t,t2i} -> fit -> evaluate, analyze
 at the end  report
 """
 
@@ -111,7 +111,7 @@ def declare(settings: Settings, data: Data) -> list[Stage]:
         if settings.analyze.rounds == "all" or (settings.analyze.rounds == "last" and round == settings.run.rounds):
             look = {key: parameters[key] for key in ("data", "loss")} | settings.analyze.model_dump(exclude={"rounds"})
             # A small set is counted in one smaller batch.
-            look["batch_size"] = min(look["batch_size"], data.num_images)
+            look["batch_size"] = min(look["batch_size"] or settings.fit_config(round).batch_size, data.num_images)
             stages.append(Stage(round, "analyze", "", "counts", (parent, *tables), look, memory=2**29))
     last = settings.run.rounds
     sections = {name: section for name, section in settings.dump().items() if name != "executor"}

@@ -168,9 +168,10 @@ def _weights(loss_config: Any, step: Similarities) -> list[tuple[str, str, Tenso
         for direction, side in zip(("i2t", "t2i"), sides, strict=True):
             wanted = [leaf, *(leaves[field] for field in (side.searched,) if field in leaves)]
             # What the loss does with its batch is in its own unit, what offline hinges add in a hinge's.
-            units = {f"online_{side.searched}": loss_config.unit(side)}
-            units[f"offline_{side.searched}"] = losses.Loss.unit(loss_config, side)
-            by_score, *by_offline = _gradients([parts[n] / unit for n, unit in units.items() if n in parts], wanted)
+            unit, hinge = loss_config.unit(side), losses.Loss.unit(loss_config, side)
+            toward = {name: part for name, part in parts.items() if name.endswith(f"_{side.searched}")}
+            weighed = [part / (hinge if name.startswith("offline_") else unit) for name, part in toward.items()]
+            by_score, *by_offline = _gradients(weighed, wanted)
             by_score = by_score if side.searched == "text" else by_score.T
             positive = _at_pairs(side, by_score).abs().mean().item()
             found.append((direction, "online", by_score.abs() * side.negative, positive))

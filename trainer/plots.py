@@ -22,9 +22,6 @@ def plot_counts(rows: Sequence[Mapping[str, Any]], path: Path, *, batch_size: in
     Solid: in the batch; dashed: offline. A band is one standard deviation over batches. Thresholds of 0 are drawn at
     the left edge. The vertical line is chance level, 1 / `batch_size`.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
     labels = list(dict.fromkeys(row["label"] for row in rows))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from pipelines.compare import Comparison
+    from pipelines.compare.comparison import Comparison
 
 __all__ = ["compare"]
 
@@ -59,11 +59,12 @@ def compare(
     """
     import os
 
+    from miner.artifacts.errors import BadInput
     from miner.artifacts.lock import hold
     from miner.artifacts.store import LocalStore
     from pipelines import loop
-    from pipelines.compare import DEMO
-    from pipelines.compare.schedule import Plans, run_members
+    from pipelines.compare.comparison import DEMO
+    from pipelines.compare.schedule import Outcome, Plans, run_members
     from pipelines.executors import open_executor
     from pipelines.progress import open_progress
 
@@ -72,10 +73,11 @@ def compare(
         raise click.UsageError("give either a comparison FILE or --demo.")
     path = file or DEMO
     given = {"kind": executor, "workers": workers, "address": address}
-    if executor == "inline" and (workers or address):
-        raise click.UsageError("--workers and --address belong to Ray; leave them out with --executor inline.")
     comparison = _comparison(path, objectives, only, seeds, given)
-    root = (out or Path("runs") / ("compare" if demo else path.stem)).resolve()
+    if comparison.base.executor.kind == "inline" and (workers or address):
+        where = "--executor inline" if executor else f'kind = "inline" in {path}, or add --executor ray'
+        raise click.UsageError(f"--workers and --address belong to Ray; leave them out with {where}.")
+    root = (out or Path("runs") / ("compare-demo" if demo else path.stem)).resolve()
     store = LocalStore(root)
     data = loop.describe(comparison.base)
     members = comparison.members(data.num_pairs)
@@ -87,16 +89,22 @@ def compare(
         progress = open_progress()
         try:
             loop.prepare_data(comparison.base, data, store)
-            every = plans.steps()
-            if any(step.state != "done" for steps in every for step in steps):
+            outcome = Outcome(plans.steps())
+            if any(step.state != "done" for steps in outcome.steps for step in steps):
                 opened = open_executor(comparison.base.executor, progress, many=True)
                 try:
-                    every = run_members(plans, opened, progress)
+                    outcome = run_members(plans, opened, progress)
                 finally:
                     opened.close()
         finally:
             progress.close()
-        _write(root, comparison, plans, every)
+        _write(root, comparison, plans, outcome.steps)
+    if outcome.failed:
+        number, reason = next(iter(outcome.failed.items()))
+        raise BadInput(
+            f"{len(outcome.failed)} of {len(members)} members cannot be trained, first "
+            f"{members[number].name}: {reason} The others are done and are the results in {root}."
+        )
 
 
 def _comparison(
@@ -105,12 +113,13 @@ def _comparison(
     from dataclasses import replace
 
     from miner.artifacts.errors import BadInput
-    from pipelines.compare import Comparison
+    from pipelines.compare.comparison import Comparison
 
     found = Comparison.load(path, objectives)
     unknown = sorted({*only} - {*found.objectives})
     if unknown:
-        raise BadInput(f"{path}: no objective is called {unknown[0]!r}; there are {', '.join(found.objectives)}.")
+        known = ", ".join(repr(label) for label in found.objectives)
+        raise BadInput(f"{path}: no objective is called {unknown[0]!r}; there are {known}.")
     if only:
         kept = {*only, *objectives}
         found = replace(found, objectives={label: loss for label, loss in found.objectives.items() if label in kept})
@@ -142,19 +151,28 @@ def _write(root: Path, comparison: Comparison, plans: Any, every: list[list[Any]
     import pyarrow.parquet as pq
 
     from pipelines.compare.plot import plot_comparison
-    from pipelines.compare.results import member_rows, summarize, table
+    from pipelines.compare.results import NOTE, member_rows, summarize, table
 
     rows = member_rows(plans.members, every, plans.store)
+    if not rows:
+        return
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = pa.table({name: [row.get(name) for row in rows] for name in names})
     summaries = summarize(rows)
     run = comparison.base.run
     title = (
-        f"{type(comparison.base.data).__module__.rpartition('.')[2]}: {len(summaries)} objectives x "
-        f"{comparison.compare.seeds} seeds, {run.total_epochs} epochs, {rows[0]['updates']} updates each"
+        f"{type(comparison.base.data).__module__.rpartition('.')[2]}: {_count(len(summaries), 'objective')} x "
+        f"{_count(comparison.compare.seeds, 'seed')}, {_count(run.total_epochs, 'epoch')}, "
+        f"{_count(rows[0]['updates'], 'update')} each"
     )
     pq.write_table(columns, root / "results.parquet")
     pyarrow.csv.write_csv(columns, root / "results.csv")
-    (root / "results.md").write_text(f"{title}\n\n{table(summaries, markdown=True)}\n")
+    (root / "results.md").write_text(f"{title}\n\n{table(summaries, markdown=True)}\n\n{NOTE}\n")
     plot_comparison(summaries, rows, root / "results.png", title)
-    click.echo(f"{title}\n\n{table(summaries)}\n\n{root}: results.csv, results.parquet, results.md, results.png")
+    click.echo(
+        f"{title}\n\n{table(summaries)}\n\n{NOTE}\n\n{root}: results.csv, results.parquet, results.md, results.png"
+    )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")

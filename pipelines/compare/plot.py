@@ -15,10 +15,7 @@ __all__ = ["plot_comparison"]
 
 def plot_comparison(summaries: Sequence[Summary], rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     """One line per objective, best test rsum on top: every seed as a dot, the mean with its 95% interval; then time
-    per step, and contributing negatives per query (in the batch and, hatched, offline)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
+    per step, and contributing negatives per query (in the batch and, hollow, offline)."""
     from matplotlib.figure import Figure
 
     order = sorted(summaries, key=lambda found: found.rsum.mean)
@@ -33,17 +30,18 @@ def plot_comparison(summaries: Sequence[Summary], rows: Sequence[Mapping[str, An
         left.errorbar(found.rsum.mean, place, xerr=half, color=colour, fmt="D", markersize=5, capsize=3, linewidth=1.4)
         left.plot(seeds, [place] * len(seeds), "o", color=colour, alpha=0.35, markersize=4)
         middle.barh(place, found.milliseconds or 0, color=colour, alpha=0.8)
-        online = sum(found.online.values()) / max(len(found.online), 1)
-        offline = sum(found.offline.values()) / max(len(found.offline), 1)
-        right.barh(place, online, color=colour, alpha=0.8)
-        right.barh(place, offline, left=online, color="white", edgecolor=colour, hatch="////", linewidth=0.8)
+        for counts, shift, marker, filled in ((found.online, 0.12, "o", colour), (found.offline, -0.12, "D", "white")):
+            if counts:
+                mean = sum(counts.values()) / len(counts)
+                right.plot(mean, place + shift, marker, color=colour, markerfacecolor=filled, markersize=6)
     left.axvline(reference.rsum.mean, color=COLOURS[1], linewidth=0.8, linestyle=":")
-    left.set_yticks(list(places), [found.label for found in order])
+    # A label is text: a dollar in it starts no formula.
+    left.set_yticks(list(places), [found.label for found in order], parse_math=False)
     left.set_xlabel("test rsum: seeds, mean, 95% interval over seeds")
     middle.set_xlabel("milliseconds per step")
     right.set_xscale("symlog", linthresh=1)
     right.set_xlim(left=0)
-    right.set_xlabel("contributing negatives per query\n(weight > 0.01; hatched: offline)")
+    right.set_xlabel("contributing negatives per query, weight > 0.01\nin each loss's own unit; hollow: offline")
     for axis in (left, middle, right):
         axis.grid(True, axis="x", color="#dddddd", linewidth=0.6)
         axis.set_axisbelow(True)

@@ -12,16 +12,23 @@ from typing import Any
 from miner.artifacts.command import align
 from miner.artifacts.manifest import Artifact
 from miner.artifacts.store import LocalStore
-from pipelines.compare import Member
+from pipelines.compare.comparison import Member
 from pipelines.jobs.analyze import COUNTS
 from pipelines.plan import Step
-from pipelines.summary import log_lines
+from pipelines.summary import log_lines, seconds_by_prefix
 
-__all__ = ["Interval", "Summary", "interval", "member_rows", "summarize", "table"]
+__all__ = ["NOTE", "Interval", "Summary", "interval", "member_rows", "quantile", "summarize", "table"]
 
 # Two-sided 97.5% quantiles of Student's t by degrees of freedom.
 T = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+NORMAL = 1.959964
 COUNTED_AT = 0.01
+NOTE = """\
+rsum and R@1: mean over seeds and 95% interval (Student's t); against the first: paired by seed.
+ms/step: last round, warm-up apart, beside the comparison's other trainings; mining s: encode, index, mine, all rounds.
+contributing: negatives per query with weight above 0.01, after the last round, in each loss's own unit: in the batch
++ offline. collapsed: seeds with a collapse warning in any epoch. Updates are equal, samples are not: smoothap takes
+images with all their captions, offline negatives come on top of a batch."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,12 @@ class Interval:
 
 @dataclass(frozen=True)
 class Summary:
-    """One objective. `against` is the paired difference of test rsum to the first objective, None for itself."""
+    """One objective, means over `seeds`; `collapsed` is how many of them warned of a collapse in any epoch.
+
+    `against` is the paired difference of test rsum to the first objective, None for itself. `milliseconds` is per step,
+    `mining_seconds` the mining of all rounds; None or 0 where nothing was timed or mined. `online` and `offline`: by
+    direction, negatives per query whose weight in the loss's own unit is above 0.01.
+    """
 
     label: str
     rsum: Interval
@@ -46,26 +58,42 @@ class Summary:
     i2t_r1: Interval
     t2i_r1: Interval
     milliseconds: float | None
+    mining_seconds: float
     updates: int
     online: Mapping[str, float]
     offline: Mapping[str, float]
-    collapses: int
+    collapsed: int
+    seeds: int
 
 
 def interval(values: Sequence[float]) -> Interval:
     mean = statistics.fmean(values)
     if len(values) < 2:
         return Interval(mean, math.inf)
-    quantile = T[len(values) - 1] if len(values) <= len(T) else 1.96
-    return Interval(mean, quantile * statistics.stdev(values) / math.sqrt(len(values)))
+    return Interval(mean, quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values)))
+
+
+def quantile(freedom: int) -> float:
+    """Two-sided 97.5% quantile of Student's t; beyond the table by its expansion around the normal distribution."""
+    if freedom < len(T):
+        return T[freedom]
+    z = NORMAL
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
 def member_rows(members: Sequence[Member], every: Sequence[Sequence[Step]], store: LocalStore) -> list[dict[str, Any]]:
-    """One flat row per finished member: metrics after the last round, time per step, counts, collapse warnings."""
-    epochs: dict[str, list[dict[str, Any]]] = {}
-    for line in log_lines(store):
+    """One flat row per finished member: metrics after the last round, times, counts, epochs with a collapse warning.
+
+    `ms_per_step` is of the last round's epochs, warm-up apart: earlier rounds may have trained on another loss.
+    `mining_seconds` is all of encode, index and mine.
+    """
+    log, seconds = log_lines(store), seconds_by_prefix(store)
+    epochs: dict[str, dict[int, dict[str, Any]]] = {}
+    for line in log:
         if line["event"] == "epoch":
-            epochs.setdefault(line["prefix"], []).append(line)
+            epochs.setdefault(line["prefix"], {})[line["epoch"]] = line
     rows = []
     for member, steps in zip(members, every, strict=True):
         if any(step.manifest is None for step in steps):
@@ -74,13 +102,16 @@ def member_rows(members: Sequence[Member], every: Sequence[Sequence[Step]], stor
         evaluated = max((s for s in steps if s.stage.work == "evaluate"), key=lambda s: s.stage.round)
         assert evaluated.manifest is not None
         metrics = evaluated.manifest.meta["metrics"]
-        timed = [line for fit in fits for line in epochs.get(fit.prefix, [])]
-        history = [line for fit in fits for line in _history(store, fit)]
+        histories = [_history(store, fit) for fit in fits]
+        history = [line for lines in histories for line in lines]
+        last = epochs.get(fits[-1].prefix, {})
+        timed = [last[line["epoch"]] for line in histories[-1] if not line["warm_up"] and line["epoch"] in last]
         row: dict[str, Any] = {"objective": member.label, "seed": member.seed}
         row |= {f"{split}_{name}": value for split in ("dev", "test") for name, value in metrics[split].items()}
-        # Epochs of one loss differ in cost (warm-up, online rounds): the mean is over all of them.
         num_steps = sum(line["steps"] for line in timed)
         row["ms_per_step"] = 1000 * sum(line["seconds"] for line in timed) / num_steps if num_steps else None
+        mining = [step.prefix for step in steps if step.stage.work in ("encode", "index", "mine")]
+        row["mining_seconds"] = sum(seconds.get(prefix, 0.0) for prefix in mining)
         row["updates"] = sum(line["steps"] for line in history)
         row["collapses"] = sum(line["warning"] is not None for line in history)
         rows.append(row | _counts(store, steps))
@@ -133,10 +164,12 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> list[Summary]:
                 over_seeds("test_i2t_r1"),
                 over_seeds("test_t2i_r1"),
                 statistics.fmean(timed) if timed else None,
+                statistics.fmean(row["mining_seconds"] for row in mine),
                 mine[0]["updates"],
                 counted("online"),
                 counted("offline"),
-                sum(row["collapses"] for row in mine),
+                sum(row["collapses"] > 0 for row in mine),
+                len(mine),
             )
         )
     return found
@@ -145,7 +178,7 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> list[Summary]:
 def table(summaries: Sequence[Summary], *, markdown: bool = False) -> str:
     """The comparison for a terminal, or as a Markdown table."""
     head = [
-        "objective", "test rsum", "against the first", "i2t R@1", "t2i R@1", "dev rsum", "ms/step",
+        "objective", "test rsum", "against the first", "i2t R@1", "t2i R@1", "dev rsum", "ms/step", "mining s",
         "contributing i2t", "t2i", "collapsed",
     ]  # fmt: skip
     lines = [head]
@@ -156,12 +189,13 @@ def table(summaries: Sequence[Summary], *, markdown: bool = False) -> str:
         lines.append([
             found.label, str(found.rsum), against, str(found.i2t_r1), str(found.t2i_r1), str(found.dev_rsum),
             "-" if found.milliseconds is None else f"{found.milliseconds:.1f}",
-            _contributing(found, "i2t"), _contributing(found, "t2i"), str(found.collapses),
+            f"{found.mining_seconds:.1f}" if found.mining_seconds else "-",
+            _contributing(found, "i2t"), _contributing(found, "t2i"), f"{found.collapsed} of {found.seeds}",
         ])  # fmt: skip
     if not markdown:
         return align(lines)
     lines.insert(1, ["---", *["---:"] * (len(head) - 1)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def _contributing(found: Summary, direction: str) -> str:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from concurrent.futures import Executor as Pool
+from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
+from miner.artifacts.errors import BadInput, QuintainError
 from miner.artifacts.manifest import Manifest, find_artifact
 from miner.artifacts.store import LocalStore
-from pipelines.compare import Member
+from pipelines.compare.comparison import Member
 from pipelines.executors import Executor
 from pipelines.jobs import settings_json
-from pipelines.loop import execute
+from pipelines.loop import execute, tidy
 from pipelines.plan import Step, plan
 from pipelines.progress import Progress
-from pipelines.stages import Data, Stage, declare
+from pipelines.stages import Data, declare
 
-__all__ = ["Plans", "run_members"]
+__all__ = ["Outcome", "Plans", "run_members"]
 
 
 class Plans:
@@ -28,6 +31,8 @@ class Plans:
         self.members, self.store = members, store
         self._stages = [[s for s in declare(m.settings, data) if s.work != "report"] for m in members]
         self._present: dict[str, dict[str, Manifest]] = {}
+        self._steps: dict[int, list[Step]] = {}
+        self._finished: set[int] = set()
 
     def steps(self) -> list[list[Step]]:
         """The steps of every member as things stand. Raises DamagedArtifact for a broken manifest."""
@@ -38,42 +43,93 @@ class Plans:
                     artifact = find_artifact(self.store, f"{folder}/{key}")
                     if artifact is not None:
                         known[key] = artifact.manifest
-        return [plan(stages, self._present) for stages in self._stages]
+        for number, stages in enumerate(self._stages):
+            if number not in self._finished:
+                steps = plan(stages, self._present)
+                self._steps[number] = steps
+                if all(step.state == "done" for step in steps):
+                    self._finished.add(number)
+        return [self._steps[number] for number in range(len(self._stages))]
 
     @property
     def num_stages(self) -> int:
         return sum(len(stages) for stages in self._stages)
 
 
-def run_members(plans: Plans, executor: Executor, progress: Progress) -> list[list[Step]]:
-    """Do everything that is not done, `executor.parallel` stages at a time. Raises what a stage raises.
+@dataclass(frozen=True)
+class Outcome:
+    """The steps of every member, and for each member that cannot go on, by its number, the reason in a sentence."""
 
-    On an error the stages at work are finished first, so that nothing is lost.
+    steps: list[list[Step]]
+    failed: dict[int, str] = field(default_factory=dict)
+
+
+def run_members(plans: Plans, executor: Executor, progress: Progress) -> Outcome:
+    """Do everything that is not done, `executor.parallel` stages at a time.
+
+    What is wrong with one objective (a loss that is no longer finite) ends its members, not the others. Anything else
+    is raised, with the name of the member and the stage, once the stages at work are finished; an interrupt at once.
     """
     store = plans.store
     store.sweep("")
+    for step in {step.prefix: step for steps in plans.steps() for step in steps if step.state == "done"}.values():
+        tidy(step, store)
     texts = [settings_json(member.settings) for member in plans.members]
     shared = _Shared(progress, plans)
-    running: dict[Future[None], str] = {}
-    with ThreadPoolExecutor(executor.parallel) as pool:
+    failed: dict[int, str] = {}
+    running: dict[Future[None], tuple[str, Step]] = {}
+    pool: Pool = ThreadPoolExecutor(executor.parallel) if executor.parallel > 1 else _Here()
+    try:
         while True:
             every = plans.steps()
             shared.show(every)
-            for member, text, steps in zip(plans.members, texts, every, strict=True):
-                for step in steps:
-                    if len(running) >= executor.parallel:
-                        break
-                    if step.state in ("missing", "stale") and step.prefix not in running.values():
-                        quiet = _Quiet(shared, f"{member.name}: {step.stage.name}")
-                        future = pool.submit(execute, step, steps, text, store, executor, quiet)
-                        running[future] = step.prefix
+            for number, step in _ready(every, failed):
+                if len(running) >= executor.parallel:
+                    break
+                if step.prefix not in [at_work.prefix for _, at_work in running.values()]:
+                    name = f"{plans.members[number].name}: {step.stage.name}"
+                    quiet = _Quiet(shared, name, step.stage.work)
+                    future = pool.submit(execute, step, every[number], texts[number], store, executor, quiet)
+                    running[future] = name, step
             if not running:
-                return every
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                del running[future]
-            for future in done:
-                future.result()
+                return Outcome(every, failed)
+            for future in wait(running, return_when=FIRST_COMPLETED)[0]:
+                name, step = running.pop(future)
+                try:
+                    future.result()
+                except QuintainError as wrong:
+                    _fail(wrong, name, step, every, failed)
+    finally:
+        # After an interrupt the executor is closed next, which ends what is still at work.
+        pool.shutdown(wait=sys.exc_info()[0] is not KeyboardInterrupt, cancel_futures=True)
+
+
+class _Here(Pool):
+    """Does what is submitted at once, in the caller's own thread, where an interrupt arrives."""
+
+    def submit(self, work: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(work(*arguments, **named))
+        except Exception as failed:
+            future.set_exception(failed)
+        return future
+
+
+def _ready(every: list[list[Step]], failed: dict[int, str]) -> Iterator[tuple[int, Step]]:
+    """(member, step) of everything that could be done now."""
+    for number, steps in enumerate(every):
+        if number not in failed:
+            yield from ((number, step) for step in steps if step.state in ("missing", "stale"))
+
+
+def _fail(wrong: QuintainError, name: str, step: Step, every: list[list[Step]], failed: dict[int, str]) -> None:
+    """Note the members that need `step`; raise what is not their objective's fault."""
+    if not isinstance(wrong, BadInput):
+        raise type(wrong)(f"{name}: {wrong}") from wrong
+    for number, steps in enumerate(every):
+        if any(other.state != "waiting" and other.prefix == step.prefix for other in steps):
+            failed[number] = f"{step.stage.name}: {wrong}"
 
 
 @dataclass
@@ -99,10 +155,11 @@ class _Shared:
 
 @dataclass(frozen=True)
 class _Quiet:
-    """Progress of one stage among many: only its end and its warnings are said."""
+    """Progress of one stage among many: only a fit's end and warnings are said."""
 
     shared: _Shared
     name: str
+    work: str
 
     def start(self, name: str, total: int, unit: str, why: str) -> None:
         pass
@@ -115,7 +172,7 @@ class _Quiet:
             self.say(f"{self.name}: warning, epoch {line['epoch']}: {line['warning']}")
 
     def finish(self, seconds: float, note: str = "") -> None:
-        if "/fit" in self.name:
+        if self.work == "fit":
             self.say(f"{self.name}: done in {seconds:.1f} s {note}".rstrip())
 
     def say(self, line: str) -> None:
@@ -123,12 +180,3 @@ class _Quiet:
 
     def close(self) -> None:
         pass
-
-
-def of_work(steps: Sequence[Step], work: str) -> list[Step]:
-    """The steps of one kind of work, by round."""
-    return sorted((step for step in steps if step.stage.work == work), key=lambda step: _round(step.stage))
-
-
-def _round(stage: Stage) -> int:
-    return stage.round

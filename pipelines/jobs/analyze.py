@@ -22,6 +22,8 @@ class AnalyzeJob:
         raise AssertionError("an analysis is done in one piece")
 
     def finish(self) -> Artifact:
+        import torch
+
         from trainer import losses
         from trainer.analyze import analyze
         from trainer.checkpoint import Checkpoint
@@ -31,16 +33,22 @@ class AnalyzeJob:
         loss = dict(parameters["loss"])
         roles, pairs = dict(self.task.parents), self.task.pairs()
         tables = {d: NegativeTable.open(self.task.parent(d), pairs) for d in get_args(Direction) if d in roles}
-        rows = analyze(
-            self.task.dataset("train"),
-            Checkpoint.open(self.task.parent("checkpoint")),
-            losses.configure(loss.pop("name"), loss),
-            tables=tables or None,
-            batch_size=parameters["batch_size"],
-            max_batches=parameters["batches"] or None,
-            seed=self.task.settings.run.seed,
-            device=default_device(),
-        )
+        # As encode does: sums round differently on another number of threads, and workers have another one.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            rows = analyze(
+                self.task.dataset("train"),
+                Checkpoint.open(self.task.parent("checkpoint")),
+                losses.configure(loss.pop("name"), loss),
+                tables=tables or None,
+                batch_size=parameters["batch_size"],
+                max_batches=parameters["batches"],
+                seed=self.task.settings.run.seed,
+                device=default_device(),
+            )
+        finally:
+            torch.set_num_threads(threads)
         # JSON has no NaN: a figure that does not apply is null.
         rows = [{key: None if value != value else value for key, value in row.items()} for row in rows]
         return self.task.draft.commit({COUNTS: self.task.draft.add(COUNTS, canonical_json({"rows": rows}))}, {})

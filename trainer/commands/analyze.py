@@ -36,7 +36,7 @@ weight           weights of the negatives that count, summed per query"""
     "tables",
     multiple=True,
     type=FOLDER,
-    help="What `miner mine` wrote with each checkpoint; as many as checkpoints.",
+    help="Tables of offline negatives to count with each checkpoint; as many as checkpoints.",
 )
 @click.option("--run", "run_folder", type=FOLDER, help="A run folder: all its finished rounds, with their tables.")
 @click.option(
