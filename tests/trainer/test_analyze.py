@@ -166,6 +166,21 @@ def test_ntxent_with_the_offline_negative_in_its_softmax() -> None:
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_offline_hinges_on_top_weigh_as_hinges(reduction: str) -> None:
+    """Whatever the unit of the loss that they are on top of, whose own weights stay as they are."""
+    settings = {"offline": "OffTri", "offline_weight": 0.5, "reduction": reduction}
+    found = counted(losses.configure("ntxent", settings), hand(offline=True), 0.01)
+    shares = [softmax(line, own) for own, line in enumerate(HAND)]
+    positive = mean([1 - own + 0.5 * hinge for (_, own, _), hinge in zip(shares, (1, 0, 1, 0), strict=True)])
+    check(found["i2t", "online", 0.01], [row for row, _, _ in shares], positive, 0.01)
+    check(found["i2t", "offline", 0.01], [[0.5], [], [0.5], []], positive, 0.01)  # a_t above p in pairs 0 and 2
+    for name in ("triplet", "smoothap", "goal", "sct", "selhn"):
+        found = counted(losses.configure(name, settings), hand(offline=True), 0.01)
+        assert [found["i2t", "offline", 0.01][key] for key in ("count", "none", "weight")] == [2, 2, 0.25]
+        assert [found["t2i", "offline", 0.01][key] for key in ("count", "none", "weight")] == [1, 3, 0.125]  # pair 1
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_smoothap_counts_its_closed_form(reduction: str) -> None:
     """Image 0 has texts 0 and 1, image 1 has text 2. Temperature 0.01: only what is near a positive has a slope."""
     lines = [[0.90, 0.50, 0.50], [0.895, 0.605, 0.60]]

@@ -103,6 +103,23 @@ def agree(found: dict[str, float], weights: Tensor, positive: Tensor, above: flo
     assert found["positive"] == pytest.approx(float(positive.abs().mean()), abs=1e-8)
 
 
+def test_any_name_that_says_its_direction_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `trainer.losses` promises somebody who adds a loss: parts that end in _text and _image, and others."""
+    step, config = LAYOUTS["pairs"](1).similarities(offline=False), losses.configure("ntxent")
+    expected = counted(config, step, 0.01)
+    named = losses.parts(config, step)
+    assert set(named) == {"online_text", "online_image"}
+
+    def renamed(config: Any, step: Similarities) -> dict[str, Tensor]:
+        text, image = plain(config, step).values()
+        return {"near_text": 0.25 * text, "far_text": 0.75 * text, "softmax_image": image, "regular": step.wide.sum()}
+
+    plain = losses.parts
+    monkeypatch.setattr(losses, "parts", renamed)
+    for key, figures in counted(config, step, 0.01).items():
+        assert figures == pytest.approx(expected[key])
+
+
 @pytest.mark.parametrize(
     ("name", "settings"), [("triplet", {}), ("triplet", {"max_violation": False}), *CONFIGS[2:7], *CONFIGS[9:]]
 )
