@@ -101,9 +101,10 @@ def compare(
         _write(root, comparison, plans, outcome.steps)
     if outcome.failed:
         number, reason = next(iter(outcome.failed.items()))
+        others = len(outcome.failed) < len(members)
         raise BadInput(
-            f"{len(outcome.failed)} of {len(members)} members cannot be trained, first "
-            f"{members[number].name}: {reason} The others are done and are the results in {root}."
+            f"{len(outcome.failed)} of {len(members)} members cannot be trained, first {members[number].name}: {reason}"
+            + (f" The others are done and are the results in {root}." if others else "")
         )
 
 
@@ -158,7 +159,7 @@ def _write(root: Path, comparison: Comparison, plans: Any, every: list[list[Any]
         return
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = pa.table({name: [row.get(name) for row in rows] for name in names})
-    summaries = summarize(rows)
+    summaries = summarize(rows, list(comparison.objectives))
     run = comparison.base.run
     title = (
         f"{type(comparison.base.data).__module__.rpartition('.')[2]}: {_count(len(summaries), 'objective')} x "

@@ -22,7 +22,7 @@ def plot_comparison(summaries: Sequence[Summary], rows: Sequence[Mapping[str, An
     places = range(len(order))
     figure = Figure(figsize=(12, 1.6 + 0.38 * len(order)), layout="constrained")
     left, middle, right = figure.subplots(1, 3, sharey=True, width_ratios=[3, 1.2, 1.6])
-    reference = summaries[0]
+    reference = next((found for found in summaries if found.against is None), summaries[0])
     for place, found in zip(places, order, strict=True):
         seeds = [row["test_rsum"] for row in rows if row["objective"] == found.label]
         colour = COLOURS[1] if found.label == reference.label else COLOURS[0]

@@ -136,15 +136,17 @@ def _counts(store: LocalStore, steps: Sequence[Step]) -> dict[str, Any]:
     }
 
 
-def summarize(rows: Sequence[Mapping[str, Any]]) -> list[Summary]:
-    """One summary per objective, in the order of the file; differences are to the first, paired by seed."""
-    by_label: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        by_label.setdefault(row["objective"], []).append(row)
-    first = next(iter(by_label.values()), [])
+def summarize(rows: Sequence[Mapping[str, Any]], labels: Sequence[str] = ()) -> list[Summary]:
+    """One summary per objective that has rows, in the order of `labels` [default: of the rows]; differences are to the
+    first label, paired by seed, also when it has no row for some seed, or none at all."""
+    labels = labels or list(dict.fromkeys(row["objective"] for row in rows))
+    by_label = {label: [row for row in rows if row["objective"] == label] for label in labels}
+    first = by_label[labels[0]] if labels else []
     reference = {row["seed"]: row["test_rsum"] for row in first}
     found = []
     for label, mine in by_label.items():
+        if not mine:
+            continue
         paired = [row["test_rsum"] - reference[row["seed"]] for row in mine if row["seed"] in reference]
         timed = [row["ms_per_step"] for row in mine if row["ms_per_step"] is not None]
 

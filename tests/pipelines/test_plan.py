@@ -13,7 +13,7 @@ from pipelines.settings import Settings
 from pipelines.stages import Data, declare
 from tests.pipelines.builders import raw_settings
 
-DATA = Data({"train": "a", "dev": "b", "test": "c"}, 84, 206)
+DATA = Data({"train": "a", "dev": "b", "test": "c"}, 84, 206, 210)
 Present = dict[str, dict[str, Manifest]]
 
 
