@@ -125,7 +125,14 @@ def status(run_dir: Path, as_json: bool) -> None:
     if as_json:
         stages = [{"stage": s.stage.name, "state": s.state, "why": s.why} for s in steps]
         rounds = [
-            {"round": v.round, "metrics": v.metrics, "hardness": v.hardness, "overlap": v.overlap, "seconds": v.seconds}
+            {
+                "round": v.round,
+                "metrics": v.metrics,
+                "hardness": v.hardness,
+                "overlap": v.overlap,
+                "seconds": v.seconds,
+                "contributing": v.contributing,
+            }
             for v in views
         ]
         json.dump({"stages": stages, "rounds": rounds}, sys.stdout, indent=1)

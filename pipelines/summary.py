@@ -13,6 +13,7 @@ from miner.artifacts.manifest import Artifact
 from miner.artifacts.negatives import NegativeTable
 from miner.artifacts.pairs import Direction, Pairs
 from miner.artifacts.store import Store
+from pipelines.jobs.analyze import counted
 from pipelines.loop import LOG
 from pipelines.plan import Step
 from pipelines.report import RoundView
@@ -36,6 +37,7 @@ def round_views(steps: Sequence[Step], store: Store, pairs: Pairs) -> list[Round
                 artifact = Artifact(store, mined.prefix, cast(Any, mined.manifest))
                 tables[direction] = NegativeTable.open(artifact, pairs)
         earlier = views[-1].tables if views else {}
+        looked = done.get(f"r{round}/analyze")
         views.append(
             RoundView(
                 round=round,
@@ -48,6 +50,7 @@ def round_views(steps: Sequence[Step], store: Store, pairs: Pairs) -> list[Round
                     for name, step in done.items()
                     if step.stage.round == round and step.prefix in seconds
                 },
+                contributing=counted(Artifact(store, looked.prefix, cast(Any, looked.manifest))) if looked else {},
             )
         )
     return views

@@ -43,11 +43,16 @@ def plan_table(steps: Sequence[Step]) -> str:
 
 
 def summary_table(views: Sequence[RoundView]) -> str:
-    """Per round: rsum and R@1 of dev and test, hardness and overlap of the mined negatives, seconds per stage."""
+    """Per round: rsum and R@1 of dev and test, hardness and overlap of the mined negatives, seconds per stage.
+
+    Where contributions were counted, also negatives per query that contribute to the loss, in the batch + offline.
+    """
+    counted = any(view.contributing for view in views)
     head = ["round"]
     for split in ("dev", "test"):
         head += [f"{split} rsum", "i2t R@1", "t2i R@1"]
     head += ["hardness i2t", "t2i", "overlap i2t", "t2i", "encode s", "index s", "mine s", "fit s", "eval s"]
+    head += ["contributing i2t", "t2i"] if counted else []
     rows = [head]
     for view in views:
         row = [str(view.round)]
@@ -59,5 +64,12 @@ def summary_table(views: Sequence[RoundView]) -> str:
         for work in ("encode", "index", "mine", "fit", "evaluate"):
             spent = [seconds for stage, seconds in view.seconds.items() if stage.split("-")[0] == work]
             row.append(f"{sum(spent):.1f}" if spent else "-")
+        if counted:
+            row += [_contributing(view, direction) for direction in ("i2t", "t2i")]
         rows.append(row)
     return align(rows)
+
+
+def _contributing(view: RoundView, direction: str) -> str:
+    keys = [f"{direction}_{negatives}" for negatives in ("online", "offline")]
+    return " + ".join(f"{view.contributing[key]:.2f}" for key in keys if key in view.contributing) or "-"

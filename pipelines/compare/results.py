@@ -13,7 +13,7 @@ from miner.artifacts.command import align
 from miner.artifacts.manifest import Artifact
 from miner.artifacts.store import LocalStore
 from pipelines.compare.comparison import Member
-from pipelines.jobs.analyze import COUNTS
+from pipelines.jobs.analyze import counted
 from pipelines.plan import Step
 from pipelines.summary import log_lines, seconds_by_prefix
 
@@ -22,7 +22,6 @@ __all__ = ["NOTE", "Interval", "Summary", "interval", "member_rows", "quantile",
 # Two-sided 97.5% quantiles of Student's t by degrees of freedom.
 T = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 NORMAL = 1.959964
-COUNTED_AT = 0.01
 NOTE = """\
 rsum and R@1: mean over seeds and 95% interval (Student's t); against the first: paired by seed.
 ms/step: last round, warm-up apart, beside the comparison's other trainings; mining s: encode, index, mine, all rounds.
@@ -114,7 +113,9 @@ def member_rows(members: Sequence[Member], every: Sequence[Sequence[Step]], stor
         row["mining_seconds"] = sum(seconds.get(prefix, 0.0) for prefix in mining)
         row["updates"] = sum(line["steps"] for line in history)
         row["collapses"] = sum(line["warning"] is not None for line in history)
-        rows.append(row | _counts(store, steps))
+        looked = max((s for s in steps if s.stage.work == "analyze"), key=lambda s: s.stage.round)
+        assert looked.manifest is not None
+        rows.append(row | counted(Artifact(store, looked.prefix, looked.manifest)))
     return rows
 
 
@@ -122,18 +123,6 @@ def _history(store: LocalStore, fit: Step) -> list[dict[str, Any]]:
     assert fit.manifest is not None
     found: list[dict[str, Any]] = json.loads(Artifact(store, fit.prefix, fit.manifest).read("history.json"))["epochs"]
     return found
-
-
-def _counts(store: LocalStore, steps: Sequence[Step]) -> dict[str, Any]:
-    """Contributing negatives per query at weight 0.01 after the last round: {"i2t_online": ..., "t2i_offline": ...}."""
-    last = max((s for s in steps if s.stage.work == "analyze"), key=lambda s: s.stage.round)
-    assert last.manifest is not None
-    rows = json.loads(Artifact(store, last.prefix, last.manifest).read(COUNTS))["rows"]
-    return {
-        f"{row['direction']}_{row['negatives']}": row["share"]
-        for row in rows
-        if row["threshold"] == COUNTED_AT and row["of_chance"] is None and row["direction"] != "both"
-    }
 
 
 def summarize(rows: Sequence[Mapping[str, Any]], labels: Sequence[str] = ()) -> list[Summary]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import get_args
 
 from miner.artifacts.manifest import Artifact, FileRecord, canonical_json
@@ -9,9 +10,19 @@ from miner.artifacts.negatives import NegativeTable
 from miner.artifacts.pairs import Direction
 from pipelines.jobs import Task
 
-__all__ = ["COUNTS", "AnalyzeJob"]
+__all__ = ["COUNTED_AT", "COUNTS", "AnalyzeJob", "counted"]
 
 COUNTS = "counts.json"
+COUNTED_AT = 0.01
+
+
+def counted(artifact: Artifact) -> dict[str, float]:
+    """Negatives per query whose weight is above `COUNTED_AT`: {"i2t_online": ..., "t2i_offline": ..., ...}."""
+    return {
+        f"{row['direction']}_{row['negatives']}": row["share"]
+        for row in json.loads(artifact.read(COUNTS))["rows"]
+        if row["threshold"] == COUNTED_AT and row["of_chance"] is None and row["direction"] != "both"
+    }
 
 
 class AnalyzeJob:

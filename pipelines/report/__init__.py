@@ -14,7 +14,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,8 @@ class RoundView:
 
     `metrics`: split -> {"rsum", "i2t_r1", ...} in percent. `tables`: what the round trained on, by direction, none in
     a round without mining; `hardness` (mean over the table, a difference of similarities) and `overlap` (share of
-    the previous round's negatives found again, 0 to 1) likewise. `seconds`: stage -> wall clock.
+    the previous round's negatives found again, 0 to 1) likewise. `seconds`: stage -> wall clock. `contributing`, if it
+    was asked for ([analyze]): negatives per query that contribute to the loss, see `pipelines.jobs.analyze.counted`.
     """
 
     round: int
@@ -46,6 +47,7 @@ class RoundView:
     hardness: dict[Direction, float]
     overlap: dict[Direction, float]
     seconds: dict[str, float]
+    contributing: dict[str, float] = field(default_factory=dict)
 
 
 def render(

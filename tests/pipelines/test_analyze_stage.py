@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,14 +14,17 @@ import trainer.analyze
 from miner.artifacts.errors import BadInput
 from miner.artifacts.manifest import Artifact
 from miner.artifacts.negatives import NegativeTable
-from miner.artifacts.pairs import Direction
+from miner.artifacts.pairs import PAIRS, Direction, open_pairs
 from miner.artifacts.store import LocalStore
 from pipelines import loop
 from pipelines.executors.inline import InlineExecutor
+from pipelines.jobs import artifact_at
 from pipelines.plan import Step
 from pipelines.progress import Lines
 from pipelines.settings import Settings
 from pipelines.stages import Data, declare
+from pipelines.summary import round_views
+from pipelines.tables import summary_table
 from tests.pipelines.builders import raw_settings
 from trainer.checkpoint import Checkpoint
 from trainer.data import load
@@ -81,6 +85,21 @@ def counted(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> tuple[Set
     settings = settings_with(folder, analyze={"rounds": "all", "batch_size": 32})
     root = tmp_path_factory.mktemp("counted") / "run"
     return settings, root, run(settings, root)
+
+
+def test_the_closing_table_shows_what_was_counted(counted: tuple[Settings, Path, Steps]) -> None:
+    _, root, steps = counted
+    store = LocalStore(root)
+    views = round_views(list(steps.values()), store, open_pairs(artifact_at(store, PAIRS)))
+    shown = summary_table(views).splitlines()
+    assert "contributing i2t" in shown[0]
+    for view, line in zip(views, shown[2:], strict=True):
+        for direction in ("i2t", "t2i"):
+            online = f"{view.contributing[f'{direction}_online']:.2f}"
+            offline = f" + {view.contributing[f'{direction}_offline']:.2f}" if view.round else ""
+            assert f"{online}{offline}" in line
+    bare = [replace(view, contributing={}) for view in views]
+    assert "contributing" not in summary_table(bare)
 
 
 def test_nothing_is_counted_unless_asked_for(settings: Settings) -> None:
