@@ -37,11 +37,14 @@ def plot_comparison(summaries: Sequence[Summary], rows: Sequence[Mapping[str, An
     left.axvline(reference.rsum.mean, color=COLOURS[1], linewidth=0.8, linestyle=":")
     # A label is text: a dollar in it starts no formula.
     left.set_yticks(list(places), [found.label for found in order], parse_math=False)
-    left.set_xlabel("test rsum: seeds, mean, 95% interval over seeds")
-    middle.set_xlabel("milliseconds per step")
+    left.set_xlabel("test rsum\n(dots: seeds; mean and 95% interval over seeds)")
+    middle.set_xlabel("milliseconds\nper step")
     right.set_xscale("symlog", linthresh=1)
-    right.set_xlim(left=0)
-    right.set_xlabel("contributing negatives per query, weight > 0.01\nin each loss's own unit; hollow: offline")
+    right.set_xlabel("contributing negatives per query\n(weight > 0.01; hollow: offline)")
+    most = max((count for found in order for count in (*found.online.values(), *found.offline.values())), default=1)
+    ticks = [tick for tick in (0, 0.5, 1, 2, 5, 10, 30, 100) if tick <= 2 * most]
+    right.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    right.set_xlim(0, 1.5 * max(most, 1))
     for axis in (left, middle, right):
         axis.grid(True, axis="x", color="#dddddd", linewidth=0.6)
         axis.set_axisbelow(True)

@@ -16,6 +16,7 @@ from pipelines.compare.comparison import Member
 from pipelines.jobs.analyze import counted
 from pipelines.plan import Step
 from pipelines.summary import log_lines, seconds_by_prefix
+from trainer import collapse
 
 __all__ = ["NOTE", "Interval", "Summary", "interval", "member_rows", "quantile", "summarize", "table"]
 
@@ -112,7 +113,8 @@ def member_rows(members: Sequence[Member], every: Sequence[Sequence[Step]], stor
         mining = [step.prefix for step in steps if step.stage.work in ("encode", "index", "mine")]
         row["mining_seconds"] = sum(seconds.get(prefix, 0.0) for prefix in mining)
         row["updates"] = sum(line["steps"] for line in history)
-        row["collapses"] = sum(line["warning"] is not None for line in history)
+        # Judged by what was observed, so that all members are judged alike.
+        row["collapses"] = sum(collapse.collapsed(line, has_warm_up=True) is not None for line in history)
         looked = max((s for s in steps if s.stage.work == "analyze"), key=lambda s: s.stage.round)
         assert looked.manifest is not None
         rows.append(row | counted(Artifact(store, looked.prefix, looked.manifest)))
