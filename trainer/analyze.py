@@ -14,6 +14,8 @@ counts at threshold e when its weight is above e. Per batch:
     per_query   count / (queries - none): of queries that learn  (C^q)
     share       count / queries: over all queries
     weight      sum of the weights that count, per query         (W^q-)
+    nearer      share of the negatives that count whose derivative is below 0: the loss pulls them nearer (AOQ's offline
+                negatives through its weights, where their own hinges are empty)
     positive    weight of the positive, per pair                 (W^q+)
 
 All are given as mean and standard deviation over full batches.
@@ -42,7 +44,7 @@ __all__ = ["COLUMNS", "THRESHOLDS", "Threshold", "analyze", "contributions", "st
 
 THRESHOLDS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 CHANCE = (0.5, 1.0, 2.0, 5.0)
-FIGURES = ("count", "none", "per_query", "share", "weight", "positive")
+FIGURES = ("count", "none", "per_query", "share", "weight", "nearer", "positive")
 COLUMNS = (
     *("label", "loss", "direction", "negatives", "threshold", "of_chance", "queries", "batches"),
     *(f"{name}{suffix}" for name in FIGURES for suffix in ("", "_std")),
@@ -154,7 +156,7 @@ def contributions(
 
 
 def _weights(loss_config: Any, step: Similarities) -> list[tuple[str, str, Tensor, float]]:
-    """(direction, negatives, weight of every negative (queries, candidates), mean weight of the positives)."""
+    """(direction, negatives, derivative by every negative (queries, candidates), mean weight of the positives)."""
     leaf = step.wide.detach().requires_grad_()
     leaves = {}
     if step.offline is not None:
@@ -174,13 +176,13 @@ def _weights(loss_config: Any, step: Similarities) -> list[tuple[str, str, Tenso
             by_score, *by_offline = _gradients(weighed, wanted)
             by_score = by_score if side.searched == "text" else by_score.T
             positive = _at_pairs(side, by_score).abs().mean().item()
-            found.append((direction, "online", by_score.abs() * side.negative, positive))
+            found.append((direction, "online", by_score * side.negative, positive))
             if by_offline and side.has_offline is not None:
-                found.append((direction, "offline", (by_offline[0].abs() * side.has_offline)[:, None], positive))
+                found.append((direction, "offline", (by_offline[0] * side.has_offline)[:, None], positive))
         for field, name in (("negatives", "c_1"), ("partners", "c_2")):
             if field in parts:
                 (gradient,) = _gradients([parts[field] / losses.Loss.unit(loss_config, sides[0])], [leaves[field]])
-                found.append(("both", name, gradient.abs()[:, None], float("nan")))
+                found.append(("both", name, gradient[:, None], float("nan")))
     return found
 
 
@@ -199,8 +201,8 @@ def _at_pairs(side: Side, values: Tensor) -> Tensor:
 
 
 def _figures(weights: Tensor, threshold: float) -> dict[str, float]:
-    """`weights` is (queries, candidates)."""
-    counted = weights > threshold
+    """`weights` is (queries, candidates), with their signs; a weight's size is what counts."""
+    counted = weights.abs() > threshold
     per_query = counted.sum(1)
     queries, count, none = len(weights), int(per_query.sum()), int((per_query == 0).sum())
     return {
@@ -209,7 +211,8 @@ def _figures(weights: Tensor, threshold: float) -> dict[str, float]:
         "none": none,
         "per_query": count / (queries - none) if none < queries else 0.0,
         "share": count / queries,
-        "weight": float((weights * counted).sum()) / queries,
+        "weight": float((weights.abs() * counted).sum()) / queries,
+        "nearer": int((counted & (weights < 0)).sum()) / max(count, 1),
     }
 
 

@@ -75,10 +75,25 @@ def mean(values: Sequence[float]) -> float:
 def test_triplet_with_all_negatives() -> None:
     found = counted(losses.configure("triplet", {"max_violation": False}), hand(), 0.0)
     figures = {"queries": 4, "count": 5, "none": 2, "per_query": 2.5, "share": 1.25, "weight": 1.25, "positive": 1.25}
+    figures["nearer"] = 0.0
     assert found["i2t", "online", 0.0] == pytest.approx(figures)  # 2, 0, 0, 3; each hinge pulls its positive once
     figures = {"queries": 4, "count": 4, "none": 1, "per_query": 4 / 3, "share": 1.0, "weight": 1.0, "positive": 1.0}
+    figures["nearer"] = 0.0
     assert found["t2i", "online", 0.0] == pytest.approx(figures)  # 1, 1, 2, 0
     assert set(found) == {("i2t", "online", 0.0), ("t2i", "online", 0.0)}
+
+
+def test_what_aoq_pulls_nearer_is_said() -> None:
+    """p = 0.5, o = 0.4, a = 0: the offline hinge is empty; dL/da = -[0.2 + o - p] / alpha = -1/3 through w alone."""
+    scores = torch.tensor([[0.5, 0.4], [0.4, 0.5]], dtype=torch.double)
+    zero, yes = torch.zeros(2, dtype=torch.double), torch.ones(2, dtype=torch.bool)
+    step = Similarities(scores, scores < 0.5, Offline(zero, zero, zero, zero, yes, yes, ~yes, ~yes))
+    for detach, expected in ((False, (2, 1 / 3, 1.0)), (True, (0, 0.0, 0.0))):
+        found = counted(losses.configure("aoq", {"detach_weights": detach}), step, 0.0)
+        for direction in ("i2t", "t2i"):
+            offline = found[direction, "offline", 0.0]
+            assert [offline[key] for key in ("count", "weight", "nearer")] == pytest.approx(expected)
+            assert found[direction, "online", 0.0]["nearer"] == 0
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])

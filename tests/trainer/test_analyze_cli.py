@@ -74,7 +74,7 @@ def test_it_prints_a_table_and_writes_three_files(made: Made, tmp_path: Path) ->
         made, "--checkpoint", made.first, "--loss", losses[0], "--loss", losses[1], "--batches", 2, "--out", out
     )
     head, *lines = table_of(shown)
-    figures = ["above", "queries", "count per query", "with any", "count of these", "weight"]
+    figures = ["above", "queries", "count per query", "with any", "count of these", "weight", "nearer"]
     assert head == ["", "negatives", "direction", *figures]
     assert [line[:5] for line in lines] == [
         [loss, "online", direction, above, "2 x 16"] for loss in losses for direction in ("i2t", "t2i")
@@ -96,7 +96,7 @@ def test_it_prints_a_table_and_writes_three_files(made: Made, tmp_path: Path) ->
             assert float(row[figure]) == whole[figure]
     first = stored[0]
     printed = [f"{first['share']:.2f} ± {first['share_std']:.2f}", f"{1 - first['none'] / 16:.0%}"]
-    printed += [f"{first['per_query']:.2f} ± {first['per_query_std']:.2f}", f"{first['weight']:.3f}"]
+    printed += [f"{first['per_query']:.2f} ± {first['per_query_std']:.2f}", f"{first['weight']:.3f}", "0%"]
     assert lines[0][5:] == printed
 
     assert (out / "counts.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")

@@ -22,7 +22,8 @@ queries          batches x queries of each
 count per query  negatives that count, over all queries; mean ± standard deviation over batches
 with any         share of the queries that have any
 count of these   negatives that count, over the queries that have any
-weight           weights of the negatives that count, summed per query"""
+weight           weights of the negatives that count, summed per query
+nearer           share of the negatives that count which the loss pulls nearer instead of pushing away"""
 
 
 @click.command()
@@ -149,7 +150,7 @@ def _rounds(
 
 def _table(rows: list[dict[str, Any]]) -> str:
     """Rows for a terminal: mean and standard deviation over batches."""
-    figures = ["above", "queries", "count per query", "with any", "count of these", "weight"]
+    figures = ["above", "queries", "count per query", "with any", "count of these", "weight", "nearer"]
     lines = [["", "negatives", "direction", *figures]]
     for row in rows:
         lines.append([
@@ -157,6 +158,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
             f"{row['batches']} x {row['queries']:g}", f"{row['share']:.2f} ± {row['share_std']:.2f}",
             f"{1 - row['none'] / row['queries']:.0%}", f"{row['per_query']:.2f} ± {row['per_query_std']:.2f}",
             "-" if math.isnan(row["weight"]) else f"{row['weight']:.3f}",
+            "-" if math.isnan(row["nearer"]) else f"{row['nearer']:.0%}",
         ])  # fmt: skip
     return align(lines, left=3)
 
