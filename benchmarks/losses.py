@@ -30,7 +30,6 @@ from trainer import losses
 from trainer.similarities import Offline, Similarities
 
 DIM = 1024
-OFFLINE = {"h_t": 300, "h_v": 60}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "triplet": ("triplet", {}),
     "triplet, all": ("triplet", {"max_violation": False}),
@@ -86,7 +85,7 @@ def ratio(work: Callable[[], None], baseline: Callable[[], None], seconds: float
 
 
 def compare(case: str, batch: int, seconds: float, *, from_embeddings: bool) -> tuple[float, float]:
-    config = losses.configure(CASES[case][0], {**CASES[case][1], **(OFFLINE if "ffline" in str(CASES[case]) else {})})
+    config = losses.configure(*CASES[case])
     sides = [embeddings(batch, seed).requires_grad_() for seed in range(2)]
     more = [embeddings(batch, seed).requires_grad_() for seed in range(2, 6)]
     leaf = (sides[0] @ sides[1].T).detach().requires_grad_()

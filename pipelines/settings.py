@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -115,13 +114,7 @@ class Settings:
     @classmethod
     def load(cls, path: Path) -> Settings:
         """Read and validate a TOML run file. Raises BadInput naming the file, the key and the nearest known one."""
-        try:
-            raw = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as missing:
-            raise BadInput(f"{path}: there is no such run file; `pipelines run --demo` shows one at work.") from missing
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as broken:
-            raise BadInput(f"{path}: not valid TOML: {broken}.") from broken
-        return cls.read(raw, path)
+        return cls.read(registry.read_toml(path, "run file", "`pipelines run --demo` shows one at work."), path)
 
     @classmethod
     def read(cls, raw: Mapping[str, Any], path: Path) -> Settings:

@@ -1,4 +1,4 @@
-"""Plots of counts and comparisons, as PNG or SVG files; matplotlib is imported when one is drawn."""
+"""The plot of counts, and colours for any; matplotlib is imported when one is drawn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["COLOURS", "plot_counts"]
 # Paul Tol's "bright" scheme: told apart by colour-blind readers as well.
 COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB")
 MARKERS = "os^D"
-TITLES = {"i2t": "image queries", "t2i": "text queries", "both": "pairs without a common anchor"}
+TITLES = {"i2t": "image queries", "t2i": "text queries"}
 
 
 def plot_counts(rows: Sequence[Mapping[str, Any]], path: Path, *, batch_size: int, title: str) -> None:
@@ -47,9 +47,8 @@ def plot_counts(rows: Sequence[Mapping[str, Any]], path: Path, *, batch_size: in
                 axis.plot(x, y, style, color=colour, label=name, marker=marker, markersize=3, linewidth=1.6)
                 axis.fill_between(x, np.maximum(y - spread, 0), y + spread, color=colour, alpha=0.15, linewidth=0)
         axis.axvline(1 / batch_size, color="#888888", linewidth=0.8, linestyle=":")
-        axis.text(
-            1 / batch_size, 0.99, " chance", transform=axis.get_xaxis_transform(), va="top", fontsize=8, color="#666666"
-        )
+        there = axis.get_xaxis_transform()
+        axis.text(1 / batch_size, 0.99, " chance", transform=there, va="top", fontsize=8, color="#666666")
         axis.set_xscale("log")
         axis.set_yscale("symlog", linthresh=0.1)
         axis.set_ylim(bottom=0)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+import tomllib
 from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from miner.artifacts.errors import BadInput
 
-__all__ = ["configure", "module", "names"]
+__all__ = ["configure", "module", "names", "read_toml", "validated"]
 
 
 def names(package: str) -> list[str]:
@@ -34,6 +36,16 @@ def module(package: str, name: str) -> ModuleType:
 def configure(package: str, name: str, settings: Mapping[str, Any]) -> Any:
     """The frozen `Config` of a module, validated. Raises BadInput naming each wrong setting."""
     return validated(module(package, name).Config, settings, f"{package.rpartition('.')[2]} {name}")
+
+
+def read_toml(path: Path, kind: str, hint: str) -> dict[str, Any]:
+    """The tables of a TOML file. Raises BadInput; `kind` and `hint` say what is missing and what to do."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as gone:
+        raise BadInput(f"{path}: there is no such {kind}; {hint}") from gone
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as broken:
+        raise BadInput(f"{path}: not valid TOML: {broken}.") from broken
 
 
 def validated(config: Any, settings: Mapping[str, Any], where: str) -> Any:

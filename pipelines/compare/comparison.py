@@ -13,7 +13,6 @@ were made from.
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,12 +68,7 @@ class Comparison:
     def load(cls, path: Path, extra: Sequence[str] = ()) -> Comparison:
         """Read a comparison file; `extra` objectives (`NAME:KEY=VALUE,...`) come after its own, each labelled as it is
         written. Raises BadInput."""
-        try:
-            raw = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as missing:
-            raise BadInput(f"{path}: there is no such file; `trainer compare --demo` shows one at work.") from missing
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as broken:
-            raise BadInput(f"{path}: not valid TOML: {broken}.") from broken
+        raw = registry.read_toml(path, "file", "`trainer compare --demo` shows one at work.")
         if "loss" in raw:
             raise BadInput(f"{path}: [loss] is not a section of a comparison; write each loss as [[objective]].")
         for section in raw:

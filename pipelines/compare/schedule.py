@@ -111,7 +111,7 @@ class _Here(Pool):
         future: Future[Any] = Future()
         try:
             future.set_result(work(*arguments, **named))
-        except Exception as failed:
+        except Exception as failed:  # whatever it raises is the future's answer, as in any pool
             future.set_exception(failed)
         return future
 

@@ -61,7 +61,7 @@ def test_vectors_of_two_models_are_refused(tmp_path: Path) -> None:
     for side, model in (("image", "a" * 64), ("text", "b" * 64)):
         draft = Draft(LocalStore(tmp_path), side, EMBEDDINGS, {})
         record = draft.add_part(part_name(0), npy_bytes(np.eye(3, dtype=np.float32)), 3)
-        commit_embeddings(draft, side, ["0", "1", "2"], [record], 3, {"checkpoint": model})  # type: ignore[arg-type]
+        commit_embeddings(draft, side, ["0", "1", "2"], [record], 3, {"checkpoint": model})
     (tmp_path / "pairs.csv").write_text("image_id,text_id\n0,0\n1,1\n2,2\n1,0\n")
     with pytest.raises(BadInput, match="encode both with one checkpoint"):
         open_folder(tmp_path)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from miner.artifacts.pairs import Direction, Pairs, sides
 from trainer.data import Dataset
@@ -88,6 +90,15 @@ def toys() -> SimpleNamespace:
     return SimpleNamespace(
         Table=ToyTable, pairs=toy_pairs, dataset=toy_dataset, tables=toy_tables, write_vectors=write_vectors
     )
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Two threads on matrices this small wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -5,12 +5,11 @@ A `Step` lists its pairs and says which text belongs to which image, so that a s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -21,15 +20,6 @@ SCORES = ("text", "image", "negatives", "partners")
 FLAGS = ("has_text", "has_image", "true_negatives", "true_partners")
 Parts = dict[str, Tensor]
 Entry = tuple[int, int]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """For a test file to import: two threads on matrices this small wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainer.losses_batches import one_thread  # noqa: F401 - a fixture
 from trainer import losses
 from trainer.analyze import Threshold, contributions
 from trainer.similarities import Offline, Similarities
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 Found = dict[tuple[str, str, float], dict[str, float]]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from miner.artifacts.errors import BadInput
-from tests.trainer.losses_batches import LAYOUTS, one_thread, uniform  # noqa: F401 - a fixture
+from tests.trainer.losses_batches import LAYOUTS, uniform
 from tests.trainer.test_analyze import counted
 from trainer import losses, models, sampling
 from trainer.analyze import COLUMNS, Threshold, analyze, contributions, steps_of, thresholds_for
@@ -24,6 +24,8 @@ from trainer.encode import encode_rows
 from trainer.fit import FitConfig, fit
 from trainer.published import published
 from trainer.similarities import Offline, Similarities
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CONFIGS: list[tuple[str, dict[str, Any]]] = [
     ("triplet", {"max_violation": False}),

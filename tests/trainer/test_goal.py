@@ -24,13 +24,14 @@ from tests.trainer.losses_batches import (
     gradients,
     hard_cases,
     image_step,
-    one_thread,  # noqa: F401 - a fixture
     pair_step,
     total,
 )
 from trainer import losses
 from trainer.losses import goal, triplet
 from trainer.similarities import Side, Similarities
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TRIPLETS = ["con", "nca", "cir", "hinge"]
 PAIRS = ["con", "lin", "sig", "lin_ms", "sig_ms", "sig_ms_bounded"]
@@ -238,7 +239,7 @@ def alone(positive: float, negative: float) -> Side:
 def test_empty_sets_and_the_bound() -> None:
     """R = 0 leaves `sig_ms` unbounded, 148 at S_n = 1; the bounded one is then `sig`, and never above 1."""
     side = alone(0.5, 1.0)
-    found = {p: goal.weights(goal.Config(pair=p), side, *side.hardest[::2]) for p in PAIRS}  # type: ignore[arg-type]
+    found = {p: goal.weights(goal.Config(pair=p), side, *side.hardest[::2]) for p in PAIRS}
     assert found["sig_ms"].negative.item() == pytest.approx(math.exp(5))
     assert 148 < found["sig_ms"].negative.item() < 149
     assert found["sig_ms"].positive.item() == pytest.approx(1.0)

@@ -27,13 +27,14 @@ from tests.trainer.losses_batches import (
     finite,
     gradients,
     hard_cases,
-    one_thread,  # noqa: F401 - a fixture
     pair_step,
     total,
 )
 from trainer import losses
 from trainer.losses import aoq, selhn, triplet
 from trainer.similarities import Similarities
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "triplet": [{}, {"max_violation": False}, {"margin": 0.5}, {"margin": 0.0, "max_violation": False}],

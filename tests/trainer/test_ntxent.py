@@ -18,13 +18,14 @@ from tests.trainer.losses_batches import (
     agree,
     finite,
     gradients,
-    one_thread,  # noqa: F401 - a fixture
     pair_step,
     total,
 )
 from trainer import losses
 from trainer.losses import ntxent
 from trainer.similarities import Offline, Similarities
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHARED = [{"mask": mask, "reduction": how} for mask in ("valid", "diagonal") for how in ("sum", "mean")]
 MODES: list[dict[str, Any]] = [

@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from miner.artifacts.errors import BadInput
-from tests.trainer.losses_batches import Step, image_step, one_thread, pair_step  # noqa: F401 - a fixture
+from tests.trainer.losses_batches import Step, image_step, pair_step
 from tests.trainer.test_analyze import HAND, counted, hand
 from trainer import losses
 from trainer.published import published
 from trainer.similarities import Similarities
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 FIGURES = ("queries", "count", "none", "share", "per_query")
 Figures = dict[str, float]

@@ -18,12 +18,13 @@ from tests.trainer.losses_batches import (
     Step,
     gradients,
     image_step,
-    one_thread,  # noqa: F401 - a fixture
     pair_step,
     total,
 )
 from trainer import losses
 from trainer.similarities import Similarities, reduce
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
 masks = pytest.mark.parametrize("mask", ["valid", "diagonal"])
@@ -50,7 +51,7 @@ configs = pytest.mark.parametrize("config", CONFIGS, ids=losses.name_of)
 @given(seed=st.integers(0, 10**6), size=st.integers(1, 7), ties=st.booleans())
 def test_both_sides_are_what_the_loops_say(layout: str, mask: str, seed: int, size: int, ties: bool) -> None:
     step = LAYOUTS[layout](seed, size, ties=ties)
-    sides = step.similarities().sides(mask)  # type: ignore[arg-type]
+    sides = step.similarities().sides(mask)
     assert [side.searched for side in sides] == ["text", "image"]
     for anchor in oracle.anchors(step, mask):
         side = sides[anchor.searched == "image"]
@@ -78,7 +79,7 @@ def test_both_sides_are_what_the_loops_say(layout: str, mask: str, seed: int, si
 @layouts
 @masks
 def test_the_sides_mirror_each_other(layout: str, mask: str) -> None:
-    text, image = LAYOUTS[layout](1).similarities().sides(mask)  # type: ignore[arg-type]
+    text, image = LAYOUTS[layout](1).similarities().sides(mask)
     for name in ("scores", "negative", "masked"):
         assert torch.equal(getattr(text, name), getattr(image, name).T)
     assert (text.anchor, text.candidate) == (image.candidate, image.anchor)

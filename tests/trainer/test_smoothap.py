@@ -20,12 +20,13 @@ from tests.trainer.losses_batches import (
     close,
     gradients,
     image_step,
-    one_thread,  # noqa: F401 - a fixture
     total,
 )
 from trainer import losses
 from trainer.losses import smoothap
 from trainer.similarities import Similarities
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHARED = [{"mask": mask, "reduction": how} for mask in ("valid", "diagonal") for how in ("sum", "mean")]
 MODES: list[dict[str, Any]] = [

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from miner.artifacts.manifest import Draft
+    from miner.artifacts.manifest import Artifact, Draft
+    from trainer.checkpoint import Checkpoint
     from trainer.data import Dataset
 
 __all__ = [
-    "DATA", "FOLD", "FOLDER", "SPLIT", "check_fits", "draft_at", "loss_of", "open_dataset", "sections_of", "was_given",
+    "DATA", "FOLD", "FOLDER", "SPLIT", "check_fits", "draft_at", "loss_of", "open_checkpoint",
+    "open_dataset", "sections_of", "was_given",
 ]  # fmt: skip
 
 FOLDER = click.Path(path_type=Path)
@@ -46,6 +48,17 @@ def open_dataset(data: str, fold: int, split: Any) -> Dataset:
     return load(configure("vectors", {"folder": Path(data)}), split)
 
 
+def open_checkpoint(path: Path, data: str, fold: int, split: Any) -> tuple[Artifact, Checkpoint, Dataset]:
+    """A checkpoint and the data to use it on. Raises BadInput when the two do not fit."""
+    from miner.artifacts.manifest import open_artifact
+    from trainer.checkpoint import CHECKPOINT, Checkpoint
+
+    artifact = open_artifact(path, CHECKPOINT)
+    found, dataset = Checkpoint.open(artifact), open_dataset(data, fold, split)
+    check_fits(found, dataset)
+    return artifact, found, dataset
+
+
 def check_fits(checkpoint: Any, dataset: Dataset) -> None:
     from miner.artifacts.errors import BadInput
 
@@ -58,17 +71,15 @@ def check_fits(checkpoint: Any, dataset: Dataset) -> None:
 
 def sections_of(path: Path | None) -> dict[str, dict[str, Any]]:
     """[model], [loss] and [fit] of a settings file; empty without one."""
-    import tomllib
-
     from miner.artifacts.errors import BadInput
+    from trainer.registry import read_toml
 
     found: dict[str, dict[str, Any]] = {"model": {}, "loss": {}, "fit": {}}
     if path is None:
         return found
-    try:
-        given = tomllib.loads(path.read_text(encoding="utf8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: not valid TOML: {error}.") from error
+    given = read_toml(
+        path, "settings file", "write one with the sections [model], [loss] and [fit], or leave --settings out."
+    )
     for name, section in given.items():
         if name not in found or not isinstance(section, dict):
             raise BadInput(f"{path}: {name!r} is not a section; the sections are [model], [loss] and [fit].")

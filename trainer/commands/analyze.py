@@ -137,7 +137,7 @@ def _rounds(
     if run_folder is not None:
         reader = next(iter(plugged_in("rounds").values()), None)
         if reader is None:
-            raise BadInput("--run needs quintain's pipelines, which are not installed here; install quintain[loop].")
+            raise BadInput("--run: this installation does not know quintain's entry points; install it again.")
         of_run: list[Round] = reader.load()(run_folder, dataset)
         return of_run
     found = []

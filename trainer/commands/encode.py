@@ -7,15 +7,7 @@ from typing import get_args
 
 import click
 
-from trainer.commands import (
-    DATA,
-    FOLD,
-    FOLDER,
-    SPLIT,
-    check_fits,
-    draft_at,
-    open_dataset,
-)
+from trainer.commands import DATA, FOLD, FOLDER, SPLIT, draft_at, open_checkpoint
 
 
 @click.command()
@@ -41,15 +33,10 @@ def encode(data: str, fold: int, checkpoint: Path, split: str, out: Path, shard_
 
     from miner.artifacts.embeddings import EMBEDDINGS, commit_embeddings, npy_bytes, part_name, shard_ranges
     from miner.artifacts.lock import hold
-    from miner.artifacts.manifest import open_artifact
     from miner.artifacts.pairs import Side
-    from trainer.checkpoint import CHECKPOINT, Checkpoint
     from trainer.encode import BATCH_SIZE, check_pairs, default_device, encode_rows, write_pairs
 
-    artifact = open_artifact(checkpoint, CHECKPOINT)
-    found = Checkpoint.open(artifact)
-    dataset = open_dataset(data, fold, split)
-    check_fits(found, dataset)
+    artifact, found, dataset = open_checkpoint(checkpoint, data, fold, split)
     model = found.model(default_device())
     click.get_current_context().with_resource(hold(out))
     check_pairs(out / "pairs.csv", dataset.pairs)

@@ -7,15 +7,7 @@ from typing import get_args
 
 import click
 
-from trainer.commands import (
-    DATA,
-    FOLD,
-    FOLDER,
-    SPLIT,
-    check_fits,
-    draft_at,
-    open_dataset,
-)
+from trainer.commands import DATA, FOLD, FOLDER, SPLIT, draft_at, open_checkpoint
 
 
 @click.command()
@@ -40,16 +32,12 @@ def evaluate(data: str, fold: int, checkpoint: Path, split: str, out: Path | Non
     import numpy as np
     import torch
 
-    from miner.artifacts.manifest import canonical_json, open_artifact
+    from miner.artifacts.manifest import canonical_json
     from miner.artifacts.pairs import Side
-    from trainer.checkpoint import CHECKPOINT, Checkpoint
     from trainer.encode import default_device, encode_rows
     from trainer.evaluate import metrics
 
-    artifact = open_artifact(checkpoint, CHECKPOINT)
-    found = Checkpoint.open(artifact)
-    dataset = open_dataset(data, fold, split)
-    check_fits(found, dataset)
+    artifact, found, dataset = open_checkpoint(checkpoint, data, fold, split)
     pairs, model = dataset.pairs, found.model(default_device())
     images, texts = (
         encode_rows(model, dataset, side, np.arange(len(pairs.ids(side))), threads=threads) for side in get_args(Side)

@@ -7,16 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trainer.commands import (
-    DATA,
-    FOLD,
-    FOLDER,
-    draft_at,
-    loss_of,
-    open_dataset,
-    sections_of,
-    was_given,
-)
+from trainer.commands import DATA, FOLD, FOLDER, draft_at, loss_of, open_dataset, sections_of, was_given
 
 if TYPE_CHECKING:
     from trainer.fit import EpochLog

@@ -11,7 +11,10 @@ from trainer.similarities import Mask, Reduction, Side
 if TYPE_CHECKING:
     from trainer.losses.triplet import Config as Triplet
 
-__all__ = ["InBatch", "Loss"]
+__all__ = ["OFFLINE", "InBatch", "Loss"]
+
+# Settings of an in-batch loss that mean nothing while there is no table.
+OFFLINE = ("offline", "offline_weight", "margin_offline", "h_t", "h_v", "ranks")
 
 
 class Loss(BaseModel):
@@ -94,6 +97,3 @@ class InBatch(Loss):
         from trainer.losses.triplet import Config as Triplet
 
         return Triplet(margin=margin, max_violation=False, mask=self.mask, reduction=self.reduction)
-
-
-OFFLINE = ("offline", "offline_weight", "margin_offline", "h_t", "h_v", "ranks")

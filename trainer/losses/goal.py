@@ -57,7 +57,7 @@ class Config(InBatch):
     b: float = Field(default=10.0, gt=0)
     l: float = 0.5  # noqa: E741 - the paper's letter
     margin: float = Field(default=0.2, ge=0)
-    offline: Literal["none", "goal", "goal_only", "OffTri", "OffQuin"] = "none"  # type: ignore[assignment]
+    offline: Literal["none", "goal", "goal_only", "OffTri", "OffQuin"] = "none"  # type: ignore[assignment] # wider than theirs
 
     @property
     def warm_up(self) -> Triplet:

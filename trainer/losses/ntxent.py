@@ -35,7 +35,7 @@ class Config(InBatch):
 
     reduction: Reduction = "mean"
     tau: float = Field(default=0.1, gt=0)
-    offline: Literal["none", "softmax", "OffTri", "OffQuin"] = "none"  # type: ignore[assignment]
+    offline: Literal["none", "softmax", "OffTri", "OffQuin"] = "none"  # type: ignore[assignment] # wider than theirs
     correction: Literal["none", "stratified"] = "none"
 
     @property
