@@ -32,13 +32,12 @@ def describe(settings: Settings) -> Data:
     """Read the data the settings name. Raises BadInput when it is wrong, or does not fit the model."""
     from trainer import models
     from trainer.data import load
-    from trainer.text import Vocabulary
 
     splits = {split: load(settings.data, split) for split in get_args(Split)}
     pairs = splits["train"].pairs
     fingerprints = {split: dataset.fingerprint for split, dataset in splits.items()}
-    vocabulary = Vocabulary.build(pairs.texts, settings.fit_config(0).min_count)
-    model = models.build(settings.model, vocabulary, splits["train"].image_shape)
+    tokenizer = models.tokenizer_of(settings.model, pairs.texts, settings.fit_config(0).min_count)
+    model = models.build(settings.model, tokenizer, splits["train"].image_shape)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     return Data(fingerprints, pairs.num_images, pairs.num_texts, pairs.num_pairs, weights)
 

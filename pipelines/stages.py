@@ -20,7 +20,7 @@ __all__ = ["Data", "Stage", "Work", "declare"]
 
 Work = Literal["encode", "index", "mine", "fit", "evaluate", "analyze", "report"]
 # Raised when what a stage writes for the same inputs changes: artifacts of older code are then not reused.
-_REVISION: Mapping[str, int] = {"encode": 1, "index": 1, "mine": 1, "fit": 2, "evaluate": 1, "analyze": 1, "report": 1}
+_REVISION: Mapping[str, int] = {"encode": 1, "index": 1, "mine": 1, "fit": 3, "evaluate": 1, "analyze": 1, "report": 1}
 _LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "encode": ("torch",),
     "index": ("faiss-cpu", "faiss-gpu"),

@@ -37,7 +37,7 @@ from trainer import losses, sampling
 from trainer.checkpoint import Checkpoint
 from trainer.data import Dataset
 from trainer.published import published
-from trainer.scoring import Inputs, score
+from trainer.scoring import Inputs, gather, score
 from trainer.similarities import Side, Similarities
 
 __all__ = ["COLUMNS", "THRESHOLDS", "Threshold", "analyze", "contributions", "steps_of", "thresholds_for"]
@@ -138,7 +138,7 @@ def steps_of(
         drawn = draw.take(batch) if draw is not None else None
         # Nothing is yielded under a grad mode: whoever stops early would be left in it.
         with torch.no_grad():
-            step = score(model, inputs, batch, drawn, device, torch.float32, by)
+            step = score(model, gather(inputs, batch, drawn, by), device, torch.float32)
         yield step.similarities
 
 

@@ -3,7 +3,7 @@
 weights.safetensors   the weights to encode and evaluate with (averaged ones when `ema_decay` > 0)
 state.safetensors     what training needs to go on: raw weights `raw/...`, buffers `buffer/...`, Adam's moments
                       `exp_avg/...` and `exp_avg_sq/...`
-model.json            model and its settings, vocabulary, image shape, counters
+model.json            model and its settings, tokenizer, image shape, counters
 history.json          for every epoch that this training added: loss, its parts, what was observed; see `EpochLog`
 """
 
@@ -25,7 +25,7 @@ from torch import Tensor
 from miner.artifacts.errors import BadInput, DamagedArtifact
 from miner.artifacts.manifest import Artifact, Draft, canonical_json, open_artifact
 from trainer import models
-from trainer.text import Vocabulary
+from trainer.text import Tokenizer, tokenizer_from_json
 
 __all__ = ["CHECKPOINT", "Checkpoint"]
 
@@ -37,7 +37,7 @@ class Checkpoint:
     """Weights, training state (all on the CPU) and how far training came: whole epochs and optimiser updates."""
 
     model_config: Any
-    vocabulary: Vocabulary
+    tokenizer: Tokenizer
     image_shape: tuple[int, ...]
     weights: dict[str, Tensor]
     state: dict[str, Tensor]
@@ -47,7 +47,7 @@ class Checkpoint:
     def model(self, device: str | torch.device = "cpu") -> models.Encoder:
         """The model with its weights, in eval mode. Torch's random state is as before."""
         with torch.random.fork_rng(devices=[]):
-            model = models.build(self.model_config, self.vocabulary, self.image_shape)
+            model = models.build(self.model_config, self.tokenizer, self.image_shape)
         model.load_state_dict(self.weights)
         return model.to(device).eval()
 
@@ -64,7 +64,7 @@ class Checkpoint:
             {
                 "model": models.name_of(self.model_config),
                 "config": self.model_config.model_dump(mode="json"),
-                "vocabulary": self.vocabulary.to_json(),
+                "tokenizer": self.tokenizer.to_json(),
                 "image_shape": list(self.image_shape),
                 "epoch": self.epoch,
                 "updates": self.updates,
@@ -98,7 +98,7 @@ class Checkpoint:
             weights, state = load(artifact.read("weights.safetensors")), load(artifact.read("state.safetensors"))
             return cls(
                 models.configure(about["model"], about["config"]),
-                Vocabulary.from_json(about["vocabulary"]),
+                tokenizer_from_json(about["tokenizer"]),
                 tuple(about["image_shape"]),
                 weights,
                 state,

@@ -67,7 +67,7 @@ def _batch(model: Encoder, dataset: Dataset, side: Side, rows: npt.NDArray[np.in
         images = torch.from_numpy(np.ascontiguousarray(dataset.images[rows]))
         embeddings = model.encode_images(images.to(device))
     else:
-        tokens, lengths = model.vocabulary.encode([dataset.pairs.texts[row] for row in rows])
+        tokens, lengths = model.tokenizer.encode([dataset.pairs.texts[row] for row in rows])
         embeddings = model.encode_texts(torch.from_numpy(tokens).to(device), torch.from_numpy(lengths))
     return embeddings.cpu().numpy()
 

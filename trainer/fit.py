@@ -26,7 +26,7 @@ from miner.artifacts.pairs import Direction
 from trainer import collapse, epochs, losses, models, sampling
 from trainer.checkpoint import Checkpoint
 from trainer.data import Dataset
-from trainer.scoring import Inputs, score
+from trainer.scoring import Inputs, gather, score
 from trainer.similarities import Similarities
 from trainer.trainee import Trainee
 
@@ -44,7 +44,7 @@ class FitConfig(BaseModel):
 
     `lr` is multiplied by 0.1 from epoch `lr_step` on ("step"), or falls along a cosine to 0 over `total_epochs`
     ("cosine"). `warmup_epochs`: the first epochs of all use every negative instead of the hardest. `ema_decay` 0 turns
-    averaging off. `threads` 0 leaves torch's choice. `precision` "auto" is bfloat16 on a GPU that has it, else float32.
+    averaging off. `weight_decay` above 0 makes Adam AdamW. `threads` 0 leaves torch's choice. `precision` "auto" is bfloat16 on a GPU that has it, else float32.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -57,6 +57,7 @@ class FitConfig(BaseModel):
     lr_schedule: Literal["constant", "step", "cosine"] = "constant"
     lr_step: int = Field(default=10, ge=1)
     clip: float = Field(default=2.0, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     warmup_epochs: int = Field(default=1, ge=0)
     seed: int = Field(default=0, ge=0)
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
@@ -197,8 +198,12 @@ def _epoch(
     for step, batch in enumerate(plan):
         torch.manual_seed(sampling.step_seed(config.seed, epoch, step))
         drawn = offline.take(batch) if offline is not None else None
-        scored = score(trainee.model, inputs, batch, drawn, device, precision, by)
+        gathered = gather(inputs, batch, drawn, by)
+        scored = score(trainee.model, gathered, device, precision)
         parts = losses.parts(effective, scored.similarities)
+        if trainee.model.has_auxiliary_loss:
+            images, tokens, lengths = gathered.of_pairs()
+            parts["model"] = trainee.model.auxiliary_loss(images.to(device), tokens.to(device), lengths)
         loss = torch.stack(list(parts.values())).sum()
         lr = learning_rate(config, epoch + step / len(plan), total_epochs)
         trainee.update(loss, lr)

@@ -1,4 +1,8 @@
-"""From the pairs of a step to its `Similarities`: every image and every text of the step is encoded once."""
+"""From the pairs of a step to its `Similarities`: every image and every text of the step is encoded once.
+
+`gather` reads what a step needs, on the CPU and without a model, so that it can be done ahead of time; `score` encodes and
+compares it.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +16,18 @@ from torch import Tensor
 
 from miner.artifacts.pairs import Pairs
 from trainer.data import Dataset
-from trainer.models import Encoder
+from trainer.models import Elements, Encoder, PairScorer
 from trainer.sampling import Draw
 from trainer.similarities import Offline, Similarities
 
-__all__ = ["Inputs", "Step", "score"]
+__all__ = ["Gathered", "Inputs", "Step", "gather", "score"]
 
 Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """A dataset ready to encode: its captions as tokens of the model's vocabulary, all in memory."""
+    """A dataset ready to encode: its captions as the model's tokens, all in memory."""
 
     dataset: Dataset
     tokens: npt.NDArray[np.int64]
@@ -31,17 +35,45 @@ class Inputs:
 
     @classmethod
     def of(cls, dataset: Dataset, model: Encoder) -> Inputs:
-        return cls(dataset, *model.vocabulary.encode(dataset.pairs.texts))
+        return cls(dataset, *model.tokenizer.encode(dataset.pairs.texts))
 
-    def images(self, rows: Rows, device: torch.device) -> Tensor:
+    def images(self, rows: Rows) -> Tensor:
         """(rows, ...) as the data format stores them."""
-        return torch.from_numpy(np.ascontiguousarray(self.dataset.images[rows])).to(device)
+        return torch.from_numpy(np.ascontiguousarray(self.dataset.images[rows]))
 
-    def texts(self, rows: Rows, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(tokens (rows, longest of these), lengths (rows,)); lengths stay on the CPU, where packing wants them."""
+    def texts(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """(tokens (rows, longest of these), lengths (rows,))."""
         lengths = self.lengths[rows]
         tokens = np.ascontiguousarray(self.tokens[rows, : int(lengths.max(initial=1))])
-        return torch.from_numpy(tokens).to(device), torch.from_numpy(lengths)
+        return torch.from_numpy(tokens), torch.from_numpy(lengths)
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What a step encodes and how it compares it, all on the CPU.
+
+    Group 0 is what is scored all against all, group 1 the offline negatives of every pair, group 2 their partners;
+    `image_groups[g]` are dataset rows, and `image_places[g]` where these stand in `images`, which holds each once.
+    """
+
+    images: Tensor
+    tokens: Tensor
+    lengths: Tensor
+    image_groups: list[Rows]
+    text_groups: list[Rows]
+    image_places: list[Tensor]
+    text_places: list[Tensor]
+    pairs: Pairs
+    draw: Draw | None
+    images_at: Tensor | None  # (P,) place of every pair's image in group 0; None: pair i is place i
+    texts_at: Tensor | None
+
+    def of_pairs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(images, tokens, lengths) of every pair of the batch, (P, ...)."""
+        image, text = self.image_places[0], self.text_places[0]
+        image = image if self.images_at is None else image[self.images_at]
+        text = text if self.texts_at is None else text[self.texts_at]
+        return self.images[image], self.tokens[text], self.lengths[text]
 
 
 @dataclass(frozen=True)
@@ -53,30 +85,23 @@ class Step:
     texts: Tensor
 
 
-def score(
-    model: Encoder,
-    inputs: Inputs,
-    batch: Rows,
-    offline: Draw | None,
-    device: torch.device,
-    precision: torch.dtype,
-    by: Literal["pairs", "images"] = "pairs",
-) -> Step:
-    """Encode and score the pairs `batch`; `offline` is their draw. With partners -1 everywhere c_2 is left at zero.
+def gather(
+    inputs: Inputs, batch: Rows, offline: Draw | None = None, by: Literal["pairs", "images"] = "pairs"
+) -> Gathered:
+    """Read the pairs `batch` and what `offline`, their draw, names. With partners -1 everywhere there are none.
 
-    By "pairs" the scores are (B, B) with the pairs on the diagonal; by "images" every image and text of the batch has
-    one row or column, however many pairs it is in.
+    By "pairs" the scores will be (B, B) with the pairs on the diagonal; by "images" every image and text of the batch
+    has one row or column, however many pairs it is in.
     """
     pairs = inputs.dataset.pairs
     image_rows, text_rows = pairs.image_rows[batch], pairs.text_rows[batch]
-    if by == "pairs":
-        compared, images_at, texts_at = (image_rows, text_rows), None, None
-    else:
+    compared, images_at, texts_at = (image_rows, text_rows), None, None
+    if by == "images":
         (image_unique, image_place), (text_unique, text_place) = (
             np.unique(rows, return_inverse=True) for rows in (image_rows, text_rows)
         )
         compared = (image_unique, text_unique)
-        images_at, texts_at = (torch.from_numpy(place).to(device) for place in (image_place, text_place))
+        images_at, texts_at = torch.from_numpy(image_place), torch.from_numpy(text_place)
     image_groups, text_groups = [compared[0]], [compared[1]]
     if offline is not None:
         # A missing negative is scored as the pair itself, and masked by the loss.
@@ -85,62 +110,116 @@ def score(
         if (offline.partner_image >= 0).any():
             image_groups.append(np.where(offline.partner_image >= 0, offline.partner_image, image_rows))
             text_groups.append(np.where(offline.partner_text >= 0, offline.partner_text, text_rows))
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
-        images = _encoded(model, inputs, image_groups, device, text=False)
-        texts = _encoded(model, inputs, text_groups, device, text=True)
-    valid = torch.from_numpy(~pairs.belong(*compared)).to(device)
-    found = None
-    if offline is not None:
-        anchors = (
-            images[0] if images_at is None else images[0].index_select(0, images_at),
-            texts[0] if texts_at is None else texts[0].index_select(0, texts_at),
-        )
-        found = _offline(pairs, offline, anchors, images[1:], texts[1:], image_groups[1:], text_groups[1:], device)
-    return Step(Similarities(images[0] @ texts[0].T, valid, found, images_at, texts_at), images[0], texts[0])
+    unique_images, image_places = _once(image_groups)
+    unique_texts, text_places = _once(text_groups)
+    return Gathered(
+        inputs.images(unique_images), *inputs.texts(unique_texts), image_groups, text_groups,
+        image_places, text_places, pairs, offline, images_at, texts_at,
+    )  # fmt: skip
 
 
-def _encoded(model: Encoder, inputs: Inputs, groups: list[Rows], device: torch.device, *, text: bool) -> list[Tensor]:
-    """Embeddings of every group, (rows, dim) each; a row that occurs several times is encoded once."""
+def _once(groups: list[Rows]) -> tuple[Rows, list[Tensor]]:
     rows, place = np.unique(np.concatenate(groups), return_inverse=True)
-    if text:
-        embeddings = model.encode_texts(*inputs.texts(rows, device))
-    else:
-        embeddings = model.encode_images(inputs.images(rows, device))
-    places = torch.split(torch.from_numpy(place).to(device), [len(group) for group in groups])
-    return [embeddings.float().index_select(0, here) for here in places]
+    return rows, list(torch.split(torch.from_numpy(place), [len(group) for group in groups]))
+
+
+def score(model: Encoder, gathered: Gathered, device: torch.device, precision: torch.dtype) -> Step:
+    """Encode what was gathered and compare it. The scores have float32 gradients whatever `precision` encodes in."""
+    compare = _Elements(model) if isinstance(model, PairScorer) else _Vectors(model)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+        # Lengths stay on the CPU, where packing wants them.
+        compare.encode(gathered.images.to(device), gathered.tokens.to(device), gathered.lengths)
+    image_places = [place.to(device) for place in gathered.image_places]
+    text_places = [place.to(device) for place in gathered.text_places]
+    at = [None if place is None else place.to(device) for place in (gathered.images_at, gathered.texts_at)]
+    anchors = [
+        places[0] if here is None else places[0].index_select(0, here)
+        for places, here in zip((image_places, text_places), at, strict=True)
+    ]
+    pairs, groups = gathered.pairs, (gathered.image_groups, gathered.text_groups)
+    valid = torch.from_numpy(~pairs.belong(groups[0][0], groups[1][0])).to(device)
+    found = None
+    if gathered.draw is not None:
+        found = _offline(gathered, gathered.draw, compare, (image_places, text_places), (anchors[0], anchors[1]))
+    scores = compare.all(image_places[0], text_places[0])
+    images, texts = compare.embeddings()
+    return Step(
+        Similarities(scores, valid, found, *at),
+        images.index_select(0, image_places[0]),
+        texts.index_select(0, text_places[0]),
+    )
+
+
+class _Vectors:
+    """A step of two towers: a score is a dot product."""
+
+    def __init__(self, model: Encoder) -> None:
+        self.model = model
+
+    def encode(self, images: Tensor, tokens: Tensor, lengths: Tensor) -> None:
+        self.images = self.model.encode_images(images).float()
+        self.texts = self.model.encode_texts(tokens, lengths).float()
+
+    def all(self, images: Tensor, texts: Tensor) -> Tensor:
+        return self.images.index_select(0, images) @ self.texts.index_select(0, texts).T
+
+    def pairs(self, images: Tensor, texts: Tensor) -> Tensor:
+        return (self.images.index_select(0, images) * self.texts.index_select(0, texts)).sum(1)
+
+    def embeddings(self) -> tuple[Tensor, Tensor]:
+        return self.images, self.texts
+
+
+class _Elements:
+    """A step of a cross-attention model: regions are compared with words."""
+
+    def __init__(self, model: PairScorer) -> None:
+        self.model = model
+
+    def encode(self, images: Tensor, tokens: Tensor, lengths: Tensor) -> None:
+        self.images, self.texts = self.model.image_elements(images), self.model.text_elements(tokens, lengths)
+        self.images = Elements(self.images.values.float(), self.images.lengths)
+        self.texts = Elements(self.texts.values.float(), self.texts.lengths)
+
+    def all(self, images: Tensor, texts: Tensor) -> Tensor:
+        return self.model.scores(self.images.take(images), self.texts.take(texts))
+
+    def pairs(self, images: Tensor, texts: Tensor) -> Tensor:
+        return self.model.pair_scores(self.images.take(images), self.texts.take(texts))
+
+    @torch.no_grad()
+    def embeddings(self) -> tuple[Tensor, Tensor]:
+        return self.images.pooled, self.texts.pooled
 
 
 def _offline(
-    pairs: Pairs,
+    gathered: Gathered,
     draw: Draw,
+    compare: _Vectors | _Elements,
+    places: tuple[list[Tensor], list[Tensor]],
     anchors: tuple[Tensor, Tensor],
-    images: list[Tensor],
-    texts: list[Tensor],
-    image_groups: list[Rows],
-    text_groups: list[Rows],
-    device: torch.device,
 ) -> Offline:
-    """Scores of the offline negatives (group 0) and, where they were encoded, their partners (group 1)."""
+    """Scores of the offline negatives (group 1) and, where they were gathered, their partners (group 2)."""
+    device = anchors[0].device
 
     def put(values: npt.NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(device)
 
     def linked(group: int) -> Tensor:
-        return put(pairs.linked(image_groups[group], text_groups[group]))
+        return put(gathered.pairs.linked(gathered.image_groups[group], gathered.text_groups[group]))
 
-    def dot(left: Tensor, right: Tensor) -> Tensor:
-        return (left * right).sum(1)
-
-    with_partners = len(images) > 1
+    images, texts = places
+    with_partners = len(images) > 2
+    text = compare.pairs(anchors[0], texts[1])
     return Offline(
-        text=dot(anchors[0], texts[0]),
-        image=dot(images[0], anchors[1]),
-        negatives=dot(images[0], texts[0]),
-        partners=dot(images[1], texts[1]) if with_partners else anchors[0].new_zeros(len(draw.text)),
+        text=text,
+        image=compare.pairs(images[1], anchors[1]),
+        negatives=compare.pairs(images[1], texts[1]),
+        partners=compare.pairs(images[2], texts[2]) if with_partners else torch.zeros_like(text),
         has_text=put(draw.text >= 0),
         has_image=put(draw.image >= 0),
-        true_negatives=linked(0),
-        true_partners=linked(1) if with_partners else put(np.zeros(len(draw.text), dtype=np.bool_)),
+        true_negatives=linked(1),
+        true_partners=linked(2) if with_partners else put(np.zeros(len(draw.text), dtype=np.bool_)),
         share_text=put(draw.text_share.astype(np.float32)),
         share_image=put(draw.image_share.astype(np.float32)),
     )

@@ -1,20 +1,20 @@
-"""Captions to token rows: a vocabulary of the training captions, and padded batches."""
+"""Captions to token rows: what a tokenizer is, and the vocabulary of the training captions."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from miner.artifacts.errors import BadInput
 
-__all__ = ["PAD", "UNKNOWN", "Vocabulary", "tokenize"]
+__all__ = ["PAD", "UNKNOWN", "Tokenizer", "Vocabulary", "tokenize", "tokenizer_from_json"]
 
 SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
 PAD, START, END, UNKNOWN = range(4)
@@ -22,6 +22,25 @@ PAD, START, END, UNKNOWN = range(4)
 # without spaces, are one word per character; of the punctuation only what can be a whole keycap name is kept.
 _HAN = r"\u3040-\u30ff\u3400-\u9fff"
 _WORD = re.compile(rf"[{_HAN}]|[^\W{_HAN}]+(?:[-’'][^\W{_HAN}]+)*|[#*!?&+]")
+
+
+Tokens = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+
+
+class Tokenizer(Protocol):
+    """What turns captions into numbers for a model, and is saved with it."""
+
+    def __len__(self) -> int:
+        """How many different tokens there are."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> Tokens:
+        """(tokens (n, longest) int64, padded, lengths (n,) int64); a row's tokens are the same beside any others."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """What `tokenizer_from_json` makes it from."""
+        ...
 
 
 def tokenize(text: str) -> list[str]:
@@ -59,7 +78,7 @@ class Vocabulary:
     def _numbers(self) -> dict[str, int]:
         return {word: number for number, word in enumerate(self.words)}
 
-    def encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def encode(self, texts: Sequence[str]) -> Tokens:
         """(tokens (n, longest) padded with 0, lengths (n,)).
 
         Each row is <start> words <end>, cut to `max_words` words.
@@ -80,3 +99,8 @@ class Vocabulary:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Vocabulary:
         return cls(tuple(value["words"]), int(value["max_words"]))
+
+
+def tokenizer_from_json(value: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer that a checkpoint holds. Raises KeyError or TypeError for a value that is none."""
+    return Vocabulary.from_json(dict(value))

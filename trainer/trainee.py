@@ -12,7 +12,6 @@ from miner.artifacts.errors import BadInput
 from trainer import models, sampling
 from trainer.checkpoint import Checkpoint
 from trainer.data import Dataset
-from trainer.text import Vocabulary
 
 if TYPE_CHECKING:
     from trainer.fit import FitConfig
@@ -38,20 +37,25 @@ class Trainee:
                     f"the checkpoint to start from takes images of shape {start.image_shape}, but these are "
                     f"{dataset.image_shape}; train on the data it was trained on."
                 )
-            vocabulary = start.vocabulary
-        else:
-            vocabulary = Vocabulary.build(dataset.pairs.texts, config.min_count)
         torch.manual_seed(int(sampling.generator(config.seed, "model").integers(2**63)))
-        self.model = models.build(model_config, vocabulary, dataset.image_shape).to(device)
-        self.names = [name for name, _ in self.model.named_parameters()]
-        self.raw = [parameter for _, parameter in self.model.named_parameters()]
+        if start is None:
+            tokenizer = models.tokenizer_of(model_config, dataset.pairs.texts, config.min_count)
+            self.model = models.fresh(model_config, tokenizer, dataset.image_shape).to(device)
+        else:
+            self.model = models.build(model_config, start.tokenizer, dataset.image_shape).to(device)
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        if not trained:
+            raise BadInput(f"model {models.name_of(model_config)}: its settings freeze every weight; thaw some to train.")
+        self.names, self.raw = list(trained), list(trained.values())
+        # A frozen weight is part of the model like a buffer: saved, never updated.
         buffers = dict(self.model.named_buffers())
+        buffers |= {name: p.detach() for name, p in self.model.named_parameters() if not p.requires_grad}
         self.buffer_names, self.buffers = list(buffers), list(buffers.values())
         if start is not None:
             _copy(self.raw, self.names, "raw/", start.state)
             _copy(self.buffers, self.buffer_names, "buffer/", start.state)
         self.average = [parameter.detach().clone() for parameter in self.raw]
-        self.adam = torch.optim.Adam(self.raw, lr=config.lr, fused=True)
+        self.adam = self._optimizer()
         self.updates = 0
         if start is not None:
             self.updates = start.updates
@@ -61,7 +65,7 @@ class Trainee:
     def update(self, loss: Tensor, lr: float) -> None:
         """One step of Adam on the clipped gradient; the average follows, faster at first to forget the start."""
         for group in self.adam.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["scale"]
         self.adam.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.raw, self.config.clip)
@@ -70,6 +74,16 @@ class Trainee:
         if self.config.ema_decay > 0:
             decay = min(self.config.ema_decay, (1 + self.updates) / (10 + self.updates))
             torch._foreach_lerp_(self.average, [parameter.detach() for parameter in self.raw], 1 - decay)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        """One group of parameters per scale of the learning rate; weight decay is decoupled (AdamW)."""
+        scaled: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in zip(self.names, self.raw, strict=True):
+            scaled.setdefault(self.model.learning_rate_scale(name), []).append(parameter)
+        groups = [{"params": some, "scale": scale} for scale, some in scaled.items()]
+        if self.config.weight_decay:
+            return torch.optim.AdamW(groups, lr=self.config.lr, weight_decay=self.config.weight_decay, fused=True)
+        return torch.optim.Adam(groups, lr=self.config.lr, fused=True)
 
     def tensors(self) -> dict[str, Tensor]:
         """Raw weights, moments, averages and buffers by name, on the CPU."""
@@ -104,7 +118,7 @@ class Trainee:
         weights |= {name: tensors["buffer/" + name] for name in self.buffer_names}
         state = {name: tensor for name, tensor in tensors.items() if not name.startswith("ema/")}
         return Checkpoint(
-            self.model_config, self.model.vocabulary, self.image_shape, weights, state, epoch, self.updates
+            self.model_config, self.model.tokenizer, self.image_shape, weights, state, epoch, self.updates
         )
 
 

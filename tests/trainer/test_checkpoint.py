@@ -31,7 +31,7 @@ def test_there_and_back(checkpoint: Checkpoint, tmp_path: Path) -> None:
     found = Checkpoint.load(committed(checkpoint, tmp_path / "a"))
     assert found.fingerprint == checkpoint.fingerprint
     assert found.model_config == checkpoint.model_config
-    assert found.vocabulary == checkpoint.vocabulary
+    assert found.tokenizer == checkpoint.tokenizer
     assert (found.epoch, found.updates, found.image_shape) == (1, checkpoint.updates, (12,))
     assert all(torch.equal(found.state[name], checkpoint.state[name]) for name in checkpoint.state)
     before = torch.random.get_rng_state()

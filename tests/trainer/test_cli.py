@@ -147,7 +147,7 @@ def test_the_emoji_set_is_there(tmp_path: Path) -> None:
     dataset = data.load(data.configure("emoji"), "train")
     config = models.configure("cnn_gru", {"dim": 8, "channels": (8,), "word_dim": 4, "hidden": 4})
     model = models.build(config, Vocabulary.build(dataset.pairs.texts), dataset.image_shape)
-    checkpoint = Checkpoint(config, model.vocabulary, dataset.image_shape, dict(model.state_dict()), {}, 0, 0)
+    checkpoint = Checkpoint(config, model.tokenizer, dataset.image_shape, dict(model.state_dict()), {}, 0, 0)
     checkpoint.commit(Draft(LocalStore(tmp_path / "m"), ".", CHECKPOINT, {}))
     shown = run("evaluate", "--data", "emoji", "--checkpoint", tmp_path / "m").output
     test = data.load(data.configure("emoji"), "test").pairs

@@ -20,7 +20,7 @@ from trainer.data import Dataset
 from trainer.encode import encode_rows
 from trainer.evaluate import metrics
 from trainer.fit import EpochLog, FitConfig, fit, learning_rate
-from trainer.scoring import Inputs, Step, score
+from trainer.scoring import Inputs, Step, gather, score
 from trainer.similarities import Similarities
 
 MODEL = models.configure("vsepp", {"dim": 16, "word_dim": 8})
@@ -197,7 +197,7 @@ def test_every_item_of_a_step_is_encoded_once(dataset: Dataset, toys: SimpleName
     images_of, texts_of = model.encode_images, model.encode_texts
     model.encode_images = lambda rows: counts.update(image=counts["image"] + len(rows)) or images_of(rows)  # type: ignore
     model.encode_texts = lambda t, n: counts.update(text=counts["text"] + len(t)) or texts_of(t, n)  # type: ignore
-    step = score(model, inputs, batch, drawn.take(batch), torch.device("cpu"), torch.float32)
+    step = score(model, gather(inputs, batch, drawn.take(batch)), torch.device("cpu"), torch.float32)
     everything = encode_rows_of(model, dataset, images_of, texts_of)
     found, offline = step.similarities, step.similarities.offline
     assert offline is not None
@@ -229,7 +229,7 @@ def test_every_item_of_a_step_is_encoded_once(dataset: Dataset, toys: SimpleName
 
 
 def encode_rows_of(model: Any, dataset: Dataset, images_of: Any, texts_of: Any) -> np.ndarray:
-    tokens, lengths = model.vocabulary.encode(dataset.pairs.texts)
+    tokens, lengths = model.tokenizer.encode(dataset.pairs.texts)
     with torch.no_grad():
         images = images_of(torch.from_numpy(np.asarray(dataset.images)))
         return (images @ texts_of(torch.from_numpy(tokens), torch.from_numpy(lengths)).T).numpy()

@@ -1,28 +1,40 @@
-"""One file per model; a model is two towers whose embeddings meet in a dot product.
+"""One file per model; a model encodes images and texts, and says how like an image and a text are.
 
-A model is a module of this package with a frozen `Config` and `build(config, vocabulary, image_shape) -> Encoder`; its
-module name is its name on the command line and in a run file.
+A model is a module of this package with a frozen `Config` and `build(config, tokenizer, image_shape) -> Encoder`; its
+module name is its name on the command line and in a run file. Two hooks are optional:
+
+tokenizer(config, texts, min_count) -> Tokenizer    without it: a vocabulary of the training captions
+load_pretrained(config, model) -> None              fills a fresh model's weights; without it they are as built
+resolve(config) -> Config                           writes into the settings what they refer to (a folder's contents)
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from types import ModuleType
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from trainer import registry
-from trainer.text import Vocabulary
+from trainer.text import Tokenizer, Vocabulary
 
-__all__ = ["Encoder", "build", "configure", "models", "name_of"]
+__all__ = [
+    "Elements", "Encoder", "PairScorer", "build", "configure", "fresh", "models", "name_of", "resolved", "tokenizer_of",
+]  # fmt: skip
 
 
 class Encoder(nn.Module):
-    """What every model is: two encoders into one space, and the vocabulary its text encoder was built for."""
+    """What every model is: two encoders into one space, and the tokenizer its text encoder was built for."""
 
-    vocabulary: Vocabulary
+    tokenizer: Tokenizer
     dim: int
+    has_auxiliary_loss: bool = False
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Images as the data format gives them, (B, ...) -> (B, dim) float32, each of length 1."""
@@ -31,6 +43,76 @@ class Encoder(nn.Module):
     def encode_texts(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Tokens (B, L) int64 and lengths (B,) -> (B, dim) float32, each of length 1. Padding does not contribute."""
         raise NotImplementedError
+
+    def learning_rate_scale(self, parameter: str) -> float:
+        """What the learning rate of a parameter, by name, is multiplied by; 1 unless a model says otherwise."""
+        return 1.0
+
+    def auxiliary_loss(self, images: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """A loss of the model's own over the pairs of a batch, (B, ...), (B, L) and (B,): a scalar.
+
+        It is added to the loss of retrieval in training, where `has_auxiliary_loss`.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Elements:
+    """Regions of images or words of texts: `values` (n, length, dim), of which the first `lengths` (n,) count.
+
+    What lies beyond an item's length may be anything, but finite. Both on one device.
+    """
+
+    values: Tensor
+    lengths: Tensor
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """(n, length) bool: which elements count."""
+        return torch.arange(self.values.shape[1], device=self.lengths.device) < self.lengths[:, None]
+
+    @cached_property
+    def pooled(self) -> Tensor:
+        """(n, dim): the mean of an item's elements, scaled to length 1."""
+        kept = self.values.masked_fill(~self.mask[:, :, None], 0)
+        return normalize(kept.sum(1) / self.lengths[:, None], dim=1)
+
+    def take(self, rows: Tensor) -> Elements:
+        """The items `rows` (m,), cut to the longest of them is left to the caller."""
+        return Elements(self.values.index_select(0, rows), self.lengths.index_select(0, rows))
+
+
+class PairScorer(Encoder):
+    """A cross-attention model: it compares the regions of an image with the words of a text.
+
+    No index can search such a score. `encode_images` and `encode_texts` give a pooled vector to search with; the score
+    itself is `scores`, or `pair_scores` for given pairs.
+    """
+
+    def image_elements(self, images: Tensor) -> Elements:
+        """Images as the data format gives them, (B, ...) -> regions (B, regions, element_dim) float32."""
+        raise NotImplementedError
+
+    def text_elements(self, tokens: Tensor, lengths: Tensor) -> Elements:
+        """Tokens (B, L) int64 and lengths (B,) -> words (B, L, element_dim) float32."""
+        raise NotImplementedError
+
+    def scores(self, images: Elements, texts: Elements) -> Tensor:
+        """Every image with every text: (images, texts) float32. Memory stays within the model's `memory_mib`."""
+        raise NotImplementedError
+
+    def pair_scores(self, images: Elements, texts: Elements) -> Tensor:
+        """Image i with text i: (n,) float32."""
+        raise NotImplementedError
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        return self.image_elements(images).pooled
+
+    def encode_texts(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        return self.text_elements(tokens, lengths).pooled
 
 
 def models() -> list[str]:
@@ -48,6 +130,31 @@ def name_of(config: Any) -> str:
     return type(config).__module__.rpartition(".")[2]
 
 
-def build(config: Any, vocabulary: Vocabulary, image_shape: tuple[int, ...]) -> Encoder:
-    """A model with fresh weights from torch's generator. Raises BadInput when it does not take such images."""
-    return cast(Encoder, sys.modules[type(config).__module__].build(config, vocabulary, image_shape))
+def resolved(config: Any) -> Any:
+    """The settings with what they refer to written into them. Raises BadInput when it is not there."""
+    resolve = getattr(_module(config), "resolve", None)
+    return config if resolve is None else resolve(config)
+
+
+def tokenizer_of(config: Any, texts: Sequence[str], min_count: int) -> Tokenizer:
+    """The model's own tokenizer, or a vocabulary of the training captions `texts`."""
+    make = getattr(_module(config), "tokenizer", None)
+    return Vocabulary.build(texts, min_count) if make is None else cast(Tokenizer, make(config, texts, min_count))
+
+
+def build(config: Any, tokenizer: Tokenizer, image_shape: tuple[int, ...]) -> Encoder:
+    """A model with weights from torch's generator. Raises BadInput when it does not take such images."""
+    return cast(Encoder, _module(config).build(config, tokenizer, image_shape))
+
+
+def fresh(config: Any, tokenizer: Tokenizer, image_shape: tuple[int, ...]) -> Encoder:
+    """A model to train from the start: as built, or with the pretrained weights that its settings name."""
+    model = build(config, tokenizer, image_shape)
+    load = getattr(_module(config), "load_pretrained", None)
+    if load is not None:
+        load(config, model)
+    return model
+
+
+def _module(config: Any) -> ModuleType:
+    return sys.modules[type(config).__module__]

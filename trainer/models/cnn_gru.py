@@ -15,7 +15,7 @@ from torch.nn.functional import normalize, pad
 
 from miner.artifacts.errors import BadInput
 from trainer.models import Encoder
-from trainer.text import PAD, UNKNOWN, Vocabulary
+from trainer.text import PAD, UNKNOWN, Tokenizer
 
 __all__ = ["CnnGru", "Config", "build"]
 
@@ -42,9 +42,9 @@ class Config(BaseModel):
 class CnnGru(Encoder):
     """Images (B, side, side, 3) uint8; texts as tokens."""
 
-    def __init__(self, config: Config, vocabulary: Vocabulary, side: tuple[int, int]) -> None:
+    def __init__(self, config: Config, tokenizer: Tokenizer, side: tuple[int, int]) -> None:
         super().__init__()
-        self.vocabulary, self.dim, self.config = vocabulary, config.dim, config
+        self.tokenizer, self.dim, self.config = tokenizer, config.dim, config
         stages: list[nn.Module] = []
         before = 3
         for channels in config.channels:
@@ -58,7 +58,7 @@ class CnnGru(Encoder):
         height, width = (_after_stages(size, len(config.channels)) for size in side)
         # Where something is tells a left hand from a right one: flatten the last map instead of averaging it.
         self.image_head = nn.Linear(before * height * width, config.dim)
-        self.words = nn.Embedding(len(vocabulary), config.word_dim, padding_idx=PAD)
+        self.words = nn.Embedding(len(tokenizer), config.word_dim, padding_idx=PAD)
         nn.init.uniform_(self.words.weight, -0.1, 0.1)
         self.gru = nn.GRU(config.word_dim, config.hidden, batch_first=True, bidirectional=True)
         self.text_head = nn.Linear(2 * config.hidden, config.dim)
@@ -89,14 +89,14 @@ class CnnGru(Encoder):
         return normalize(self.text_head(self.dropout(pooled)).float(), dim=1)
 
 
-def build(config: Config, vocabulary: Vocabulary, image_shape: tuple[int, ...]) -> CnnGru:
+def build(config: Config, tokenizer: Tokenizer, image_shape: tuple[int, ...]) -> CnnGru:
     """Raises BadInput unless an image is (height, width, 3)."""
     if len(image_shape) != 3 or image_shape[2] != 3:
         raise BadInput(
             f"model cnn_gru takes pictures of shape (height, width, 3), but these images are {image_shape}; "
             "for precomputed vectors take the model vsepp."
         )
-    return CnnGru(config, vocabulary, (image_shape[0], image_shape[1]))
+    return CnnGru(config, tokenizer, (image_shape[0], image_shape[1]))
 
 
 def _after_stages(size: int, stages: int) -> int:

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from miner.artifacts.errors import BadInput
 from trainer.models import Encoder
-from trainer.text import PAD, Vocabulary
+from trainer.text import PAD, Tokenizer
 
 __all__ = ["Config", "VsePp", "build"]
 
@@ -30,13 +30,13 @@ class Config(BaseModel):
 class VsePp(Encoder):
     """Images (B, image_dim) or (B, regions, image_dim) float16/32; texts as tokens."""
 
-    def __init__(self, config: Config, vocabulary: Vocabulary, image_dim: int) -> None:
+    def __init__(self, config: Config, tokenizer: Tokenizer, image_dim: int) -> None:
         super().__init__()
-        self.vocabulary, self.dim = vocabulary, config.dim
+        self.tokenizer, self.dim = tokenizer, config.dim
         self.image_head = nn.Linear(image_dim, config.dim)
         nn.init.xavier_uniform_(self.image_head.weight)
         nn.init.zeros_(self.image_head.bias)
-        self.words = nn.Embedding(len(vocabulary), config.word_dim, padding_idx=PAD)
+        self.words = nn.Embedding(len(tokenizer), config.word_dim, padding_idx=PAD)
         nn.init.uniform_(self.words.weight, -0.1, 0.1)
         self.gru = nn.GRU(config.word_dim, config.dim, batch_first=True)
 
@@ -53,11 +53,11 @@ class VsePp(Encoder):
         return normalize(states[rows, lengths.to(tokens.device) - 1].float(), dim=1)
 
 
-def build(config: Config, vocabulary: Vocabulary, image_shape: tuple[int, ...]) -> VsePp:
+def build(config: Config, tokenizer: Tokenizer, image_shape: tuple[int, ...]) -> VsePp:
     """Raises BadInput unless an image is (dim,) or (regions, dim)."""
     if len(image_shape) not in (1, 2):
         raise BadInput(
             f"model vsepp takes vectors of shape (dim,) or (regions, dim), but these images are {image_shape}; "
             "for pictures take the model cnn_gru."
         )
-    return VsePp(config, vocabulary, image_shape[-1])
+    return VsePp(config, tokenizer, image_shape[-1])
