@@ -53,21 +53,36 @@ class RunConfig(BaseModel):
 
 
 class EncodeConfig(BaseModel):
-    """`shard_rows` items make one file and one task; `batch_size` of them go through the encoder at once."""
+    """`shard_rows` items make one file and one task; `batch_size` of them go through the encoder at once.
+
+    A cross-attention model's regions and words are stored as `element_dtype`, in which a score is off by about 1e-4
+    ("float16") or not at all.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     shard_rows: int = Field(default=1024, ge=1)
     batch_size: int = Field(default=256, ge=1)
+    element_dtype: Literal["float16", "float32"] = "float16"
 
 
 class MineConfig(BaseModel):
-    """`k` negatives are kept per anchor; `shard_anchors` anchors make one task."""
+    """`k` negatives are kept per anchor; `shard_anchors` anchors make one task.
+
+    For a cross-attention model, `num_candidates` [default: 4 k, and 200 at least] are searched with its pooled vectors
+    and ranked by its own score; for `recall_sample` anchors everything is scored, to tell what that search missed.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     k: int = Field(default=50, ge=1)
     shard_anchors: int = Field(default=1024, ge=1)
+    num_candidates: int | None = Field(default=None, ge=1)
+    recall_sample: int = Field(default=100, ge=1)
+
+    def candidates(self, gallery: int) -> int:
+        """How many candidates the first stage of a two-stage search finds in a gallery of this size."""
+        return min(self.num_candidates or max(4 * self.k, 200), gallery)
 
 
 class AnalyzeConfig(BaseModel):
@@ -162,6 +177,11 @@ class Settings:
     def threads(self) -> int:
         """Threads of a fit."""
         return int(self.fit_config(0).threads)
+
+    @property
+    def two_stage(self) -> bool:
+        """Whether the model scores pairs itself, so that an index finds only candidates."""
+        return bool(getattr(self.model, "cross_attention", False))
 
     def fit_config(self, round: int, where: str = "run file") -> Any:
         """The `FitConfig` of one round. Raises BadInput for a wrong key in [fit]."""

@@ -93,6 +93,16 @@ def declare(settings: Settings, data: Data) -> list[Stage]:
             f"mine.k = {settings.mine.k} is larger than the gallery: {data.num_images} images, "
             f"{data.num_texts} texts; ask for at most {smallest}."
         )
+    if settings.loss.needs_tables and max(settings.loss.skip_t, settings.loss.skip_v) >= settings.mine.k:
+        raise BadInput(
+            f"loss.skip_t = {settings.loss.skip_t}, loss.skip_v = {settings.loss.skip_v}: mine.k = {settings.mine.k} "
+            "negatives are all passed over; mine more, or skip fewer."
+        )
+    if settings.two_stage and settings.mine.candidates(smallest) < min(settings.mine.k, smallest):
+        raise BadInput(
+            f"mine.num_candidates = {settings.mine.num_candidates} is smaller than mine.k = {settings.mine.k}: the "
+            "model's own score picks the negatives among the candidates; search for several times k."
+        )
     stages: list[Stage] = []
     for round in range(settings.run.rounds + 1):
         tables: tuple[tuple[str, str], ...] = ()
@@ -124,11 +134,14 @@ def declare(settings: Settings, data: Data) -> list[Stage]:
 def _mining(settings: Settings, data: Data, round: int) -> list[Stage]:
     stages = []
     width = int(settings.model.dim) * 4
+    two_stage = settings.two_stage
+    # What only a two-stage search reads does not make a plain one stale.
+    unread = None if two_stage else {"num_candidates", "recall_sample", "element_dtype"}
     train = {"data": data.fingerprints["train"]}
     encoded = {side: (side, f"r{round}/encode-{side}") for side in get_args(Side)}
     for side in get_args(Side):
         parents = (("checkpoint", f"r{round - 1}/fit"),)
-        parameters = train | {"side": side, **settings.encode.model_dump(mode="json")}
+        parameters = train | {"side": side, **settings.encode.model_dump(mode="json", exclude=unread)}
         rows, per = data.rows(side), settings.encode.shard_rows
         cost = {"disk": rows * width, "memory": 2**29 + per * width}
         stages.append(Stage(round, "encode", side, "embeddings", parents, parameters, -(-rows // per), "shard", **cost))
@@ -141,11 +154,18 @@ def _mining(settings: Settings, data: Data, round: int) -> list[Stage]:
     for direction in get_args(Direction):
         anchor, gallery = sides(direction)
         sources = (*encoded.values(), ("index", f"r{round}/index-{gallery}"))
-        parameters = train | {"direction": direction, "round": round, **settings.mine.model_dump(mode="json")}
+        mining = settings.mine.model_dump(mode="json", exclude=unread)
+        parameters = train | {"direction": direction, "round": round, **mining}
+        if two_stage:
+            sources = (*sources, ("checkpoint", f"r{round - 1}/fit"))
+            parameters["seed"] = settings.run.seed
         rows, per = data.rows(anchor), settings.mine.shard_anchors
         cost = {"disk": rows * settings.mine.k * 10, "memory": 2**28 + 3 * data.rows(gallery) * width}
         stages.append(
-            Stage(round, "mine", direction, "negatives", sources, parameters, -(-rows // per), "shard", **cost)
+            # Of a two-stage search, one part more measures what its first stage missed.
+            Stage(
+                round, "mine", direction, "negatives", sources, parameters, -(-rows // per) + two_stage, "shard", **cost
+            )
         )
     return stages
 

@@ -129,7 +129,8 @@ def steps_of(
     if loss_config.needs_tables:
         assert tables is not None
         draw = sampling.draw(
-            pairs, tables, pool_text=loss_config.h_t, pool_image=loss_config.h_v, ranks=loss_config.ranks, seed=seed,
+            pairs, tables, pool_text=loss_config.h_t, pool_image=loss_config.h_v,
+            skip_text=loss_config.skip_t, skip_image=loss_config.skip_v, ranks=loss_config.ranks, seed=seed,
             epoch=checkpoint.epoch, partners=loss_config.needs_partners,
         )  # fmt: skip
     model = checkpoint.model(device)

@@ -23,9 +23,9 @@ from miner.artifacts.embeddings import check_vectors
 from miner.artifacts.errors import BadInput
 from miner.artifacts.pairs import Pairs, Side
 from trainer.data import Dataset
-from trainer.models import Encoder
+from trainer.models import Encoder, PairScorer
 
-__all__ = ["BATCH_SIZE", "check_pairs", "default_device", "encode_rows", "write_pairs"]
+__all__ = ["BATCH_SIZE", "check_pairs", "default_device", "encode_elements", "encode_rows", "quiet", "write_pairs"]
 
 BATCH_SIZE = 256
 
@@ -42,38 +42,76 @@ def encode_rows(
 
     Raises BadInput for a row outside the dataset, captions that are not there, or an embedding that is not finite.
     """
-    size = len(dataset.pairs.ids(side))
     rows = np.asarray(rows, dtype=np.int64)
+    found = np.empty((len(rows), model.dim), dtype=np.float32)
+    with quiet(model, threads):
+        for mine, here, inputs in _batches(model, dataset, side, rows, batch_size):
+            embeddings = model.encode_images(*inputs) if side == "image" else model.encode_texts(*inputs)
+            found[mine] = embeddings.cpu().numpy()[here]
+    _check(found, dataset, side, rows)
+    return found
+
+
+def encode_elements(
+    model: PairScorer,
+    dataset: Dataset,
+    side: Side,
+    rows: npt.NDArray[np.int64],
+    batch_size: int = BATCH_SIZE,
+    threads: int = 1,
+    dtype: Any = np.float32,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any], npt.NDArray[np.int32]]:
+    """Pooled vectors (rows, dim) as `encode_rows` gives them, elements (all of the rows', dim), lengths (rows,) int32.
+
+    Elements are stored as `dtype`. Raises as `encode_rows`.
+    """
+    rows = np.asarray(rows, dtype=np.int64)
+    pooled = np.empty((len(rows), model.dim), dtype=np.float32)
+    lengths = np.empty(len(rows), dtype=np.int32)
+    values: list[npt.NDArray[Any]] = [np.empty((0, 0))] * len(rows)
+    with quiet(model, threads):
+        for mine, here, inputs in _batches(model, dataset, side, rows, batch_size):
+            elements = model.image_elements(*inputs) if side == "image" else model.text_elements(*inputs)
+            pooled[mine] = elements.pooled.cpu().numpy()[here]
+            lengths[mine] = elements.lengths.cpu().numpy()[here]
+            batch = elements.values.cpu().numpy().astype(dtype)
+            for row, at in zip(mine.tolist(), here.tolist(), strict=True):
+                values[row] = batch[at, : lengths[row]]
+    _check(pooled, dataset, side, rows)
+    return pooled, np.concatenate(values), lengths
+
+
+def _batches(
+    model: Encoder, dataset: Dataset, side: Side, rows: npt.NDArray[np.int64], batch_size: int
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], tuple[torch.Tensor, ...]]]:
+    """(places in `rows`, places in the batch, what the encoder takes) of every fixed batch that holds wanted rows."""
+    size = len(dataset.pairs.ids(side))
     if side == "text" and not dataset.pairs.texts:
         raise BadInput(f"{dataset.name}: no captions, only ids; encoding needs the texts themselves.")
     if len(rows) and (rows.min() < 0 or rows.max() >= size):
         raise BadInput(f"{dataset.name}: row {int(rows.max())} of {size} {side}s was asked for.")
-    found = np.empty((len(rows), model.dim), dtype=np.float32)
-    batch_of = rows // batch_size
-    with _quiet(model, threads):
-        for batch in np.unique(batch_of):
-            start = int(batch) * batch_size
-            embeddings = _batch(model, dataset, side, np.arange(start, min(start + batch_size, size)))
-            mine = batch_of == batch
-            found[mine] = embeddings[rows[mine] - start]
-    if len(found):
-        check_vectors(found, f"{side} embeddings", [dataset.pairs.ids(side)[row] for row in rows])
-    return found
-
-
-def _batch(model: Encoder, dataset: Dataset, side: Side, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
     device = next(model.parameters()).device
-    if side == "image":
-        images = torch.from_numpy(np.ascontiguousarray(dataset.images[rows]))
-        embeddings = model.encode_images(images.to(device))
-    else:
-        tokens, lengths = model.tokenizer.encode([dataset.pairs.texts[row] for row in rows])
-        embeddings = model.encode_texts(torch.from_numpy(tokens).to(device), torch.from_numpy(lengths))
-    return embeddings.cpu().numpy()
+    batch_of = rows // batch_size
+    for batch in np.unique(batch_of):
+        start = int(batch) * batch_size
+        whole = np.arange(start, min(start + batch_size, size))
+        mine = np.flatnonzero(batch_of == batch)
+        inputs: tuple[torch.Tensor, ...]
+        if side == "image":
+            inputs = (torch.from_numpy(np.ascontiguousarray(dataset.images[whole])).to(device),)
+        else:
+            tokens, lengths = model.tokenizer.encode([dataset.pairs.texts[row] for row in whole])
+            inputs = (torch.from_numpy(tokens).to(device), torch.from_numpy(lengths))
+        yield mine, rows[mine] - start, inputs
+
+
+def _check(vectors: npt.NDArray[np.float32], dataset: Dataset, side: Side, rows: npt.NDArray[np.int64]) -> None:
+    if len(vectors):
+        check_vectors(vectors, f"{side} embeddings", [dataset.pairs.ids(side)[row] for row in rows])
 
 
 @contextlib.contextmanager
-def _quiet(model: Encoder, threads: int) -> Iterator[None]:
+def quiet(model: Encoder, threads: int) -> Iterator[None]:
     """Eval mode, no gradient, `threads` threads; all as before afterwards."""
     training, before = model.training, torch.get_num_threads()
     torch.set_num_threads(threads)

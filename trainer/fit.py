@@ -183,6 +183,8 @@ def _epoch(
             tables,
             pool_text=effective.h_t,
             pool_image=effective.h_v,
+            skip_text=effective.skip_t,
+            skip_image=effective.skip_v,
             ranks=effective.ranks,
             seed=config.seed,
             epoch=epoch,
@@ -264,6 +266,12 @@ def _check_tables(tables: Tables, loss_config: Any, dataset: Dataset) -> None:
         if direction not in tables:
             raise BadInput(f"the {direction} table is missing; offline negatives need both, i2t and t2i.")
         sampling.check_table(tables[direction], direction, dataset.pairs)
+        skip, k = loss_config.skip_t if direction == "i2t" else loss_config.skip_v, tables[direction].negatives.shape[1]
+        if skip >= k:
+            raise BadInput(
+                f"skip_{'t' if direction == 'i2t' else 'v'} = {skip} passes over the whole {direction} table, which "
+                f"holds {k} negatives per anchor; skip fewer, or mine a larger k."
+            )
 
 
 def _device(config: FitConfig) -> tuple[torch.device, torch.dtype]:

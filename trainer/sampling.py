@@ -100,6 +100,8 @@ def draw(
     *,
     pool_text: int,
     pool_image: int,
+    skip_text: int = 0,
+    skip_image: int = 0,
     ranks: Literal["tied", "untied"],
     seed: int,
     epoch: int,
@@ -107,12 +109,13 @@ def draw(
 ) -> Draw:
     """One offline text and one offline image for every pair, with their partners unless `partners` is False.
 
-    `pool_text` (h_t) and `pool_image` (h_v) are how many of the hardest are drawn from, or as many as an anchor has.
+    `pool_text` (h_t) and `pool_image` (h_v) are how many of the hardest are drawn from, or as many as an anchor has,
+    after the first `skip_text` and `skip_image`, which are passed over.
     Tied, as published: n ~ U{0..h_t - 1}, text rank n, image rank floor(n h_v / h_t). Untied: two independent draws.
     """
     i2t, t2i = tables["i2t"], tables["t2i"]
-    text_pool = np.minimum(i2t.num_negatives[pairs.image_rows], pool_text).astype(np.int64)
-    image_pool = np.minimum(t2i.num_negatives[pairs.text_rows], pool_image).astype(np.int64)
+    text_pool = np.clip(i2t.num_negatives[pairs.image_rows].astype(np.int64) - skip_text, 0, pool_text)
+    image_pool = np.clip(t2i.num_negatives[pairs.text_rows].astype(np.int64) - skip_image, 0, pool_image)
     random = generator(seed, "ranks", epoch).random((2, pairs.num_pairs))
     text_rank = (random[0] * text_pool).astype(np.int64)
     if ranks == "tied":
@@ -121,8 +124,8 @@ def draw(
         image_rank = np.where(text_pool > 0, shared, (random[0] * image_pool).astype(np.int64))
     else:
         image_rank = (random[1] * image_pool).astype(np.int64)
-    text = _pick(i2t, pairs.image_rows, text_rank, text_pool)
-    image = _pick(t2i, pairs.text_rows, image_rank, image_pool)
+    text = _pick(i2t, pairs.image_rows, skip_text + text_rank, text_pool)
+    image = _pick(t2i, pairs.text_rows, skip_image + image_rank, image_pool)
     partner_image, partner_text = np.full_like(text, -1), np.full_like(text, -1)
     if partners:
         random = generator(seed, "partners", epoch).random((2, pairs.num_pairs))

@@ -48,7 +48,8 @@ class Trainee:
             raise BadInput(f"model {models.name_of(model_config)}: its settings freeze every weight; thaw some to train.")
         self.names, self.raw = list(trained), list(trained.values())
         # A frozen weight is part of the model like a buffer: saved, never updated.
-        buffers = dict(self.model.named_buffers())
+        kept = self.model.state_dict().keys()
+        buffers = {name: buffer for name, buffer in self.model.named_buffers() if name in kept}
         buffers |= {name: p.detach() for name, p in self.model.named_parameters() if not p.requires_grad}
         self.buffer_names, self.buffers = list(buffers), list(buffers.values())
         if start is not None:

@@ -63,9 +63,18 @@ def check_vectors(vectors: npt.NDArray[Any], name: str, ids: Sequence[str] | Non
 
 
 def commit_embeddings(
-    draft: Draft, side: Side, ids: Sequence[str], parts: Sequence[FileRecord], dim: int, meta: Mapping[str, Any]
+    draft: Draft,
+    side: Side,
+    ids: Sequence[str],
+    parts: Sequence[FileRecord],
+    dim: int,
+    meta: Mapping[str, Any],
+    more: Mapping[str, FileRecord] | None = None,
 ) -> Artifact:
-    """Write the ids, then the manifest, of shards already in place. Raises BadInput on a row count that is off."""
+    """Write the ids, then the manifest, of shards already in place; `more` are other files in place, by name.
+
+    Raises BadInput on a row count that is off.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -73,7 +82,7 @@ def commit_embeddings(
         raise BadInput(f"{draft.prefix}: {sum(p.rows for p in parts)} vectors, {len(ids)} {side} ids; give one each.")
     buffer = io.BytesIO()
     pq.write_table(pa.table({"id": pa.array(ids, pa.string())}), buffer, compression="zstd")
-    files = {part_name(index): record for index, record in enumerate(parts)}
+    files = {part_name(index): record for index, record in enumerate(parts)} | dict(more or {})
     files["ids.parquet"] = draft.add("ids.parquet", buffer.getvalue(), len(ids))
     artifact = draft.commit(files, {**meta, "side": side, "rows": len(ids), "dim": dim})
     for name in files:

@@ -1,22 +1,32 @@
-"""Search one direction, shard of anchors by shard, and write the negative table."""
+"""Search one direction, shard of anchors by shard, and write the negative table.
+
+For a cross-attention model the search finds candidates, which the model's own score then ranks; one part more measures,
+for a sample of anchors scored against everything, how many of the truly hardest were among the candidates.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
+from miner.artifacts.elements import ElementLists
 from miner.artifacts.embeddings import Embeddings, shard_ranges
-from miner.artifacts.manifest import Artifact, FileRecord
+from miner.artifacts.manifest import Artifact, FileRecord, canonical_json
 from miner.artifacts.negatives import NegativeBlock, write_negatives
-from miner.artifacts.pairs import Direction, sides
+from miner.artifacts.pairs import Direction, Side, sides
 from miner.artifacts.store import Store
 from pipelines.jobs import Task, artifact_at
+from pipelines.jobs.encode import model_at
 
 __all__ = ["MineJob"]
+
+_RECALL = "recall.json"
 
 
 class MineJob:
@@ -26,54 +36,91 @@ class MineJob:
         self.anchor, self.gallery = sides(self.direction)
         self.pairs = task.pairs()
         self.order = self.pairs.order(self.anchor)
-        self.ranges = shard_ranges(len(self.order), task.settings.mine.shard_anchors)
+        self.settings, self.two_stage = task.settings.mine, task.settings.two_stage
+        self.k = self.settings.k
+        self.ranges = shard_ranges(len(self.order), self.settings.shard_anchors)
+        self.names = [f"anchors-{index:05d}.npz" for index in range(len(self.ranges))]
+        if self.two_stage:
+            self.names.append(_RECALL)
 
     def part(self, index: int) -> FileRecord:
-        from miner.mine import mine_block
-
-        name = _part_name(index)
+        name = self.names[index]
         done = self.task.draft.find_part(name)
         if done is not None:
             return done
+        if name == _RECALL:
+            return self._measure()
         start, stop = self.ranges[index]
-        store, rows = self.task.draft.store, self.order[start:stop]
-        block = mine_block(
-            _vectors(store, self.task.prefix(self.anchor))[rows],
-            _index(store, self.task.prefix("index")),
-            _vectors(store, self.task.prefix(self.gallery)),
-            self.pairs,
-            self.direction,
-            self.task.settings.mine.k,
-            rows,
-        )
+        block = self._search(self.order[start:stop])
+        if self.two_stage:
+            from miner.rescore import rescore
+
+            with self._score() as score:
+                block = rescore(block, score, self.pairs, self.direction, self.k)
         return self.task.draft.add_part(name, _pack(block), stop - start)
 
     def finish(self) -> Artifact:
-        for index in range(len(self.ranges)):
+        for index in range(len(self.names)):
             self.part(index)
         artifact = write_negatives(
-            self.task.draft, self._blocks(), self.pairs, self.direction, self.task.settings.mine.k, self._provenance()
+            self.task.draft, self._blocks(), self.pairs, self.direction, self.k, self._provenance()
         )
-        for index in range(len(self.ranges)):
-            self.task.draft.drop_part(_part_name(index), keep_file=False)
+        for name in self.names:
+            self.task.draft.drop_part(name, keep_file=False)
         return artifact
 
+    def _search(self, rows: Any) -> NegativeBlock:
+        """What the index finds for some anchors: the negatives, or the candidates of a two-stage search."""
+        from miner.mine import mine_block
+
+        store = self.task.draft.store
+        gallery = _vectors(store, self.task.prefix(self.gallery))
+        k = self.settings.candidates(len(gallery)) if self.two_stage else self.k
+        vectors = _vectors(store, self.task.prefix(self.anchor))[rows]
+        return mine_block(
+            vectors, _index(store, self.task.prefix("index")), gallery, self.pairs, self.direction, k, rows
+        )
+
+    def _measure(self) -> FileRecord:
+        from miner.rescore import recall
+
+        random = np.random.default_rng([self.task.stage.parameters["seed"], self.task.stage.round])
+        size = min(self.settings.recall_sample, len(self.order))
+        sample = self.order[np.sort(random.choice(len(self.order), size, replace=False))]
+        with self._score() as score:
+            found = recall(self._search(sample), score, self.pairs, self.direction, self.k, depths=(1, 10))
+        return self.task.draft.add_part(_RECALL, canonical_json({"anchors": size, "recall": found}), size)
+
+    @contextlib.contextmanager
+    def _score(self) -> Iterator[Any]:
+        """The model's own score of an anchor with rows of the gallery."""
+        from trainer.encode import quiet
+        from trainer.rescoring import scorer
+
+        store = self.task.draft.store
+        model = model_at(store, self.task.prefix("checkpoint"))
+        images, texts = (_elements(store, self.task.prefix(side)) for side in get_args(Side))
+        with quiet(model, threads=1):
+            yield scorer(model, images, texts, self.direction)
+
     def _blocks(self) -> Iterator[NegativeBlock]:
-        for index in range(len(self.ranges)):
-            yield _unpack(self.task.draft.read_part(_part_name(index)))
+        for name in self.names[: len(self.ranges)]:
+            yield _unpack(self.task.draft.read_part(name))
 
     def _provenance(self) -> dict[str, Any]:
         checkpoint = self.task.parent(self.anchor).manifest.meta["checkpoint"]
-        return {
+        about = {
             "round": self.task.stage.round,
             "metric": "ip",
             "index": self.task.parent("index").manifest.meta["kind"],
             "checkpoint": checkpoint,
         }
-
-
-def _part_name(index: int) -> str:
-    return f"anchors-{index:05d}.npz"
+        if self.two_stage:
+            model = type(self.task.settings.model).__module__.rpartition(".")[2]
+            measured = json.loads(self.task.draft.read_part(_RECALL))
+            searched = self.settings.candidates(len(self.pairs.ids(self.gallery)))
+            about |= {"metric": model, "num_candidates": searched, "stage_one": measured}
+        return about
 
 
 def _pack(block: NegativeBlock) -> bytes:
@@ -95,6 +142,11 @@ def _unpack(data: bytes) -> NegativeBlock:
         reasons = zip(arrays["reason_rows"].tolist(), arrays["reasons"].tolist(), strict=True)
         names = ("anchor_rows", "negatives", "scores", "lowest_positive")
         return NegativeBlock(**{name: arrays[name] for name in names}, reasons=dict(reasons))
+
+
+@lru_cache(maxsize=2)
+def _elements(store: Store, prefix: str) -> ElementLists:
+    return ElementLists.open(artifact_at(store, prefix))
 
 
 @lru_cache(maxsize=2)

@@ -148,6 +148,30 @@ def test_batches_of_images_bring_all_their_pairs(toys: SimpleNamespace) -> None:
     assert len(set(seen)) == len(seen)
 
 
+@pytest.mark.parametrize("ranks", ["tied", "untied"])
+def test_the_first_ranks_are_passed_over(toys: SimpleNamespace, ranks: str) -> None:
+    pairs = toys.pairs()
+    tables = toys.tables(pairs)
+    drawn_ranks: dict[str, set[int]] = {"i2t": set(), "t2i": set()}
+    for epoch in range(30):
+        found = drawn(pairs, tables, pool_text=4, pool_image=3, skip_text=3, skip_image=2, ranks=ranks, epoch=epoch)
+        for direction, anchors, rows in (
+            ("i2t", pairs.image_rows, found.text),
+            ("t2i", pairs.text_rows, found.image),
+        ):
+            for anchor, row in zip(anchors.tolist(), rows.tolist(), strict=True):
+                # The first anchor has no negative, the second two: after skipping, neither has any left.
+                if anchor in (0, 1):
+                    assert row == -1
+                else:
+                    drawn_ranks[direction].add(tables[direction].negatives[anchor].tolist().index(row))
+    assert drawn_ranks == {"i2t": {3, 4, 5, 6}, "t2i": {2, 3, 4}}
+    for pair in range(pairs.num_pairs):
+        image = int(pairs.image_rows[pair])
+        negatives = pairs.num_texts - int((pairs.image_rows == image).sum())
+        assert found.text_share[pair] == (0 if image in (0, 1) else 4 / negatives)
+
+
 def test_shares_are_pool_over_negatives(toys: SimpleNamespace) -> None:
     pairs = toys.pairs()
     found = drawn(pairs, toys.tables(pairs), pool_text=5, pool_image=3)

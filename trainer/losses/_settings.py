@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["OFFLINE", "InBatch", "Loss"]
 
 # Settings of an in-batch loss that mean nothing while there is no table.
-OFFLINE = ("offline", "offline_weight", "margin_offline", "h_t", "h_v", "ranks")
+OFFLINE = ("offline", "offline_weight", "margin_offline", "h_t", "h_v", "skip_t", "skip_v", "ranks")
 
 
 class Loss(BaseModel):
@@ -25,6 +25,8 @@ class Loss(BaseModel):
     reduction      over the pairs of a batch; both directions add
     margin_offline margin of the hinges over offline negatives
     h_t, h_v       an offline text is drawn from the first `h_t` of its image's list, an image from the first `h_v`
+    skip_t, skip_v after the first `skip_t` (`skip_v`), which are passed over: the hardest of all are the likeliest to be
+                   unlabelled positives
     ranks          "tied": both ranks share one draw, as AOQ published it
     """
 
@@ -35,6 +37,8 @@ class Loss(BaseModel):
     margin_offline: float = Field(default=0.0, ge=0)
     h_t: int = Field(default=300, ge=1)
     h_v: int = Field(default=60, ge=1)
+    skip_t: int = Field(default=0, ge=0)
+    skip_v: int = Field(default=0, ge=0)
     ranks: Literal["tied", "untied"] = "tied"
 
     @property

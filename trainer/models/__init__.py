@@ -1,7 +1,8 @@
 """One file per model; a model encodes images and texts, and says how like an image and a text are.
 
 A model is a module of this package with a frozen `Config` and `build(config, tokenizer, image_shape) -> Encoder`; its
-module name is its name on the command line and in a run file. Two hooks are optional:
+module name is its name on the command line and in a run file. `Config.dim` is the length of its embeddings;
+`Config.cross_attention = True` says that it builds a `PairScorer`. Three hooks are optional:
 
 tokenizer(config, texts, min_count) -> Tokenizer    without it: a vocabulary of the training captions
 load_pretrained(config, model) -> None              fills a fresh model's weights; without it they are as built
