@@ -33,7 +33,11 @@ Section = TypeVar("Section", bound=BaseModel)
 
 
 class RunConfig(BaseModel):
-    """Round 0 trains `first_epochs` on online negatives; each of `rounds` mines and then trains `epochs` more."""
+    """Round 0 trains `first_epochs` on online negatives; each of `rounds` mines and then trains `epochs` more.
+
+    With `restart`, every mined round trains a new model for `epochs`, on negatives that the model of the round before
+    found: with one round, the experiment of the AOQ paper.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -41,15 +45,22 @@ class RunConfig(BaseModel):
     rounds: int = Field(default=3, ge=0)
     first_epochs: int = Field(default=5, ge=1)
     epochs: int = Field(default=5, ge=1)
+    restart: bool = False
 
     @property
     def total_epochs(self) -> int:
-        """Epochs of the whole run, over which the learning rate is scheduled."""
+        """Epochs of the whole run."""
         return self.first_epochs + self.rounds * self.epochs
 
     def epochs_of(self, round: int) -> tuple[int, int]:
-        """(first epoch, number of epochs) of a round, counted over the run."""
-        return (0, self.first_epochs) if round == 0 else (self.first_epochs + (round - 1) * self.epochs, self.epochs)
+        """(first epoch, number of epochs) of a round; the first epoch counts from when its model was new."""
+        if round == 0:
+            return 0, self.first_epochs
+        return (0 if self.restart else self.first_epochs + (round - 1) * self.epochs), self.epochs
+
+    def scheduled_epochs(self, round: int) -> int:
+        """Epochs over which the learning rate of a round's model is scheduled."""
+        return self.epochs_of(round)[1] if self.restart else self.total_epochs
 
 
 class EncodeConfig(BaseModel):
@@ -188,7 +199,7 @@ class Settings:
         from trainer.fit import FitConfig
 
         _, epochs = self.run.epochs_of(round)
-        filled = {"epochs": epochs, "total_epochs": self.run.total_epochs, "seed": self.run.seed}
+        filled = {"epochs": epochs, "total_epochs": self.run.scheduled_epochs(round), "seed": self.run.seed}
         return registry.validated(FitConfig, {**self.fit, **filled}, f"{where}: [fit]")
 
     def dump(self) -> dict[str, Any]:

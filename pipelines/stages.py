@@ -109,7 +109,7 @@ def declare(settings: Settings, data: Data) -> list[Stage]:
         if round > 0 and settings.loss.needs_tables:
             stages += _mining(settings, data, round)
             tables = tuple((d, f"r{round}/mine-{d}") for d in get_args(Direction))
-        start = (("start", f"r{round - 1}/fit"),) if round > 0 else ()
+        start = (("start", f"r{round - 1}/fit"),) if round > 0 and not settings.run.restart else ()
         # On disk: weights, raw weights and two moments, and that twice more as epoch files while it trains.
         cost = (12 * data.weights, 2**29 + 6 * data.weights)
         parameters, epochs = _fit(settings, data, round, bool(tables)), settings.run.epochs_of(round)[1]

@@ -43,8 +43,10 @@ class FitConfig(BaseModel):
     epoch goes over the data once, or takes `steps_per_epoch` batches: the same budget of updates for any loss.
 
     `lr` is multiplied by 0.1 from epoch `lr_step` on ("step"), or falls along a cosine to 0 over `total_epochs`
-    ("cosine"). `warmup_epochs`: the first epochs of all use every negative instead of the hardest. `ema_decay` 0 turns
-    averaging off. `weight_decay` above 0 makes Adam AdamW. `threads` 0 leaves torch's choice. `precision` "auto" is bfloat16 on a GPU that has it, else float32.
+    ("cosine"). `warmup_epochs`: the first epochs of all use every negative instead of the hardest; the first
+    `online_epochs` do without offline negatives, even where there are tables. `ema_decay` 0 turns averaging off.
+    `weight_decay` above 0 makes Adam AdamW. `threads` 0 leaves torch's choice. `precision` "auto" is bfloat16 on a GPU
+    that has it, else float32.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -59,6 +61,7 @@ class FitConfig(BaseModel):
     clip: float = Field(default=2.0, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     warmup_epochs: int = Field(default=1, ge=0)
+    online_epochs: int = Field(default=0, ge=0)
     seed: int = Field(default=0, ge=0)
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     min_count: int = Field(default=1, ge=1, description="a word joins the vocabulary from this many occurrences on")
@@ -175,7 +178,8 @@ def _epoch(
     began = time.perf_counter()
     pairs = inputs.dataset.pairs
     warm_up = epoch < config.warmup_epochs and loss_config.warm_up is not None
-    effective = loss_config.warm_up if warm_up else loss_config
+    effective = loss_config.online if epoch < config.online_epochs else loss_config
+    effective = effective.warm_up if warm_up else effective
     offline = None
     if tables is not None and effective.needs_tables:
         offline = sampling.draw(

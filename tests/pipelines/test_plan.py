@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from miner.artifacts.errors import BadInput
 from miner.artifacts.manifest import FileRecord, Manifest, input_key
 from pipelines.plan import KEY_DIGITS, Step, plan
 from pipelines.settings import Settings
@@ -75,6 +76,25 @@ def test_other_data_is_stale_and_more_rounds_are_missing(what: str, settings: Se
         more = Settings.parse(raw_settings(folder, run={"rounds": 3}), "t")
         states = {s.stage.name: s for s in plan(declare(more, DATA), present)}
         assert states["r0/fit"].state == "stale", "total_epochs shapes the learning rate"
+
+
+def test_a_restart_trains_new_models_on_mined_negatives(folder: Path) -> None:
+    raw = raw_settings(folder)
+    restart = Settings.parse({**raw, "run": {**raw["run"], "restart": True, "first_epochs": 5, "epochs": 3}}, "t")
+    stages = {stage.name: stage for stage in declare(restart, DATA)}
+    for round in range(1, restart.run.rounds + 1):
+        fit = stages[f"r{round}/fit"]
+        assert dict(fit.parents) == {d: f"r{round}/mine-{d}" for d in ("i2t", "t2i")}
+        assert dict(stages[f"r{round}/encode-image"].parents) == {"checkpoint": f"r{round - 1}/fit"}
+        assert (fit.parameters["first_epoch"], fit.parameters["fit"]["total_epochs"], fit.parts) == (0, 3, 3)
+    assert stages["r0/fit"].parameters["fit"]["total_epochs"] == 5
+
+
+def test_skipping_all_that_is_mined_is_refused(folder: Path) -> None:
+    raw = raw_settings(folder)
+    loss = {"name": "aoq", "skip_t": raw["mine"]["k"]}
+    with pytest.raises(BadInput, match="all passed over"):
+        declare(Settings.parse({**raw, "loss": loss}, "t"), DATA)
 
 
 def _finished(settings: Settings) -> Present:

@@ -65,6 +65,22 @@ def test_tables_add_the_offline_terms_after_warm_up(dataset: Dataset, toys: Simp
         assert log.offline_hardness is not None
 
 
+def test_online_epochs_train_as_if_there_were_no_table(dataset: Dataset, toys: SimpleNamespace) -> None:
+    logs: list[EpochLog] = []
+    config = QUICK.model_copy(update={"online_epochs": 2})
+    tables = toys.tables(dataset.pairs)
+    fit(dataset, MODEL, losses.configure("aoq"), config, tables=tables, progress=logs.append)
+    assert [log.offline_hardness is None for log in logs] == [True, True, False]
+    first = QUICK.model_copy(update={"epochs": 2, "total_epochs": 3, "online_epochs": 2})
+    mined = fit(dataset, MODEL, losses.configure("aoq"), first, tables=tables)
+    assert same(mined, train(dataset, "aoq", first))
+
+
+def test_passing_over_the_whole_table_is_refused(dataset: Dataset, toys: SimpleNamespace) -> None:
+    with pytest.raises(BadInput, match=r"skip_v = 8 passes over the whole t2i table, which holds 8"):
+        fit(dataset, MODEL, losses.configure("aoq", {"skip_v": 8}), QUICK, tables=toys.tables(dataset.pairs))
+
+
 def test_aoq_without_tables_trains_as_the_triplet(dataset: Dataset) -> None:
     assert same(train(dataset, "aoq"), train(dataset, "triplet"))
 
