@@ -10,6 +10,7 @@ import click
 from miner import __version__
 from miner.artifacts.command import CommandGroup
 from trainer.commands.analyze import analyze
+from trainer.commands.data import data
 from trainer.commands.encode import encode
 from trainer.commands.evaluate import evaluate
 from trainer.commands.fit import fit
@@ -55,7 +56,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-for command in (fit, encode, evaluate, analyze):
+for command in (fit, encode, evaluate, analyze, data):
     main.add_command(command)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,10 @@ from typing import Any
 
 from miner.artifacts.errors import BadInput
 
-__all__ = ["configure", "module", "names", "read_toml", "validated"]
+__all__ = ["configure", "module", "names", "read_toml", "spoken", "validated"]
+
+# A comma within quotes, brackets or braces belongs to the value: "a,b.json", ["a", "b"], train-{0,1}.tar.
+_ASSIGNMENT = re.compile(r"""(?:[^,"'\[{]|"[^"]*"|'[^']*'|\[[^\]]*\]|\{[^}]*\}|["'\[{])+""")
 
 
 def names(package: str) -> list[str]:
@@ -31,6 +35,26 @@ def module(package: str, name: str) -> ModuleType:
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
         raise BadInput(f"{name!r} is not one of the {what}: {', '.join(known)}.{hint}")
     return importlib.import_module(f"{package}.{name}")
+
+
+def spoken(text: str) -> tuple[str, dict[str, Any]]:
+    """`goal:triplet=nca,pair=lin` -> ("goal", {"triplet": "nca", "pair": "lin"}); values as TOML has them, or words.
+
+    Raises BadInput for another form, or a key that is set twice.
+    """
+    name, _, rest = text.partition(":")
+    settings: dict[str, Any] = {}
+    for assignment in _ASSIGNMENT.findall(rest):
+        key, equals, value = (part.strip() for part in assignment.partition("="))
+        if not equals:
+            raise BadInput(f"{text!r}: {assignment!r} is not KEY=VALUE; write NAME:KEY=VALUE,KEY=VALUE.")
+        if key in settings:
+            raise BadInput(f"{text!r}: {key} is set twice; set it once.")
+        try:
+            settings[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            settings[key] = value
+    return name.strip(), settings
 
 
 def configure(package: str, name: str, settings: Mapping[str, Any]) -> Any:
@@ -62,6 +86,8 @@ def validated(config: Any, settings: Mapping[str, Any], where: str) -> Any:
                 nearest = difflib.get_close_matches(key, list(config.model_fields), 1)
                 known = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(config.model_fields)}."
                 faults.append(f"{key!r} is not a setting; {known}")
+            elif fault["type"] == "missing":
+                faults.append(f"{key} is missing; set it.")
             else:
                 faults.append(f"{key} = {fault['input']!r}: {fault['msg']}.")
         raise BadInput(f"{where}: " + " ".join(faults)) from error

@@ -145,7 +145,7 @@ def _objective(raw: Mapping[str, Any], where: str) -> tuple[str, Any]:
 
 def _of_flag(text: str) -> Any:
     try:
-        return losses.configure(*losses.spoken(text))
+        return losses.configure(*registry.spoken(text))
     except BadInput as wrong:
         raise BadInput(f"--objective: {wrong}") from wrong
 

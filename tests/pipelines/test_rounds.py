@@ -17,7 +17,7 @@ from pipelines import cli, loop
 from pipelines.rounds import rounds
 from pipelines.settings import Settings
 from tests.pipelines.builders import raw_settings, write_toml, write_vectors
-from trainer import losses
+from trainer import losses, registry
 from trainer.analyze import COLUMNS, Threshold, analyze
 from trainer.checkpoint import CHECKPOINT
 from trainer.cli import main
@@ -90,7 +90,7 @@ def test_a_run_is_counted_round_by_round(finished: Path, folder: Path, dataset: 
     expected = []
     for one in rounds(finished, dataset)[1:]:
         expected += analyze(
-            dataset, one.checkpoint, losses.configure(*losses.spoken(LOSS)), tables=one.tables, batch_size=32,
+            dataset, one.checkpoint, losses.configure(*registry.spoken(LOSS)), tables=one.tables, batch_size=32,
             thresholds=[Threshold(0.0), Threshold(0.5)],
         )  # fmt: skip
     mine = [row for row in rows if row["label"].endswith(LOSS)]

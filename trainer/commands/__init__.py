@@ -13,16 +13,17 @@ if TYPE_CHECKING:
     from trainer.data import Dataset
 
 __all__ = [
-    "DATA", "FOLD", "FOLDER", "SPLIT", "check_fits", "draft_at", "loss_of", "open_checkpoint",
-    "open_dataset", "sections_of", "was_given",
+    "DATA", "FOLD", "FOLDER", "SPLIT", "check_fits", "data_config", "draft_at", "loss_of", "model_of",
+    "open_checkpoint", "open_dataset", "sections_of", "was_given",
 ]  # fmt: skip
 
 FOLDER = click.Path(path_type=Path)
 DATA = click.option(
     "--data",
     required=True,
-    metavar="emoji|FOLDER",
-    help="The bundled emoji set, or a folder with images.npy and pairs.csv (image_id,text_id,text,split).",
+    metavar="emoji|PATH|FORMAT:KEY=VALUE,...",
+    help="The bundled emoji set; a folder or file whose format is recognised; or a format with its settings, such as "
+    "karpathy:annotations=dataset_flickr8k.json,images=Images. `trainer data check` says what is found there.",
 )
 FOLD = click.option(
     "--fold", type=click.IntRange(0, 4), default=0, show_default=True, help="Which fifth of the emoji set is its test."
@@ -37,15 +38,39 @@ def draft_at(out: Path, prefix: str, kind: str, inputs: dict[str, Any]) -> Draft
     return Draft(LocalStore(out), prefix, kind, inputs)
 
 
-def open_dataset(data: str, fold: int, split: Any) -> Dataset:
+def data_config(data: str, fold: int) -> Any:
+    """The settings of the format that --data names. Raises BadInput."""
     from miner.artifacts.errors import BadInput
-    from trainer.data import configure, load
+    from trainer.data import name_of, spoken
 
-    if data == "emoji":
-        return load(configure("emoji", {"fold": fold}), split)
-    if fold:
+    config = spoken(data)
+    if not fold:
+        return config
+    if name_of(config) != "emoji":
         raise BadInput(f"--fold {fold} belongs to the emoji set; a folder's own split column says what its test is.")
-    return load(configure("vectors", {"folder": Path(data)}), split)
+    return config.model_copy(update={"fold": fold})
+
+
+def open_dataset(data: str, fold: int, split: Any) -> Dataset:
+    """One split of what --data names. What a person should know about it goes to stderr. Raises BadInput."""
+    from trainer.data import load
+
+    dataset = load(data_config(data, fold), split)
+    for note in dataset.notes:
+        click.echo(f"note: {note}", err=True)
+    click.get_current_context().call_on_close(lambda: _say_broken(dataset))
+    return dataset
+
+
+def _say_broken(dataset: Dataset) -> None:
+    found = dataset.broken
+    if found:
+        image_id, reason = next(iter(found.items()))
+        click.echo(
+            f"warning: {dataset.name} {dataset.split}: {len(found)} of {len(dataset.images)} pictures could not be "
+            f"read, and a grey one stood for each; first {image_id!r}: {reason}. `trainer data check` lists them all.",
+            err=True,
+        )
 
 
 def open_checkpoint(path: Path, data: str, fold: int, split: Any) -> tuple[Artifact, Checkpoint, Dataset]:
@@ -94,18 +119,37 @@ def loss_of(flag: str | None, section: dict[str, Any], form: str | None) -> Any:
     """
     from trainer import losses
 
-    values = dict(section)
-    name = values.pop("name", "triplet")
-    if flag is not None:
-        spoken, given = losses.spoken(flag)
-        # A section without a name is about whatever loss the command asks for.
-        values = {**(values if spoken == name or "name" not in section else {}), **given}
-        name = spoken
+    name, values = _named(flag, section, "triplet")
     if form is not None:
         if name != "aoq":
             raise click.UsageError("--form belongs to --quintuplet; add it, or leave --form out.")
         values["form"] = form
-    return losses.configure(str(name), values)
+    return losses.configure(name, values)
+
+
+def model_of(flag: str | None, section: dict[str, Any], image_shape: tuple[int, ...]) -> Any:
+    """The model of --model, else of the [model] section, else one for such images; the flag's settings win.
+
+    Raises BadInput for an unknown model or setting, or settings that refer to what is not there.
+    """
+    from trainer import models
+
+    # Pictures, a vector per region, one vector.
+    fitting = {3: "cnn_gru", 2: "vse_inf"}.get(len(image_shape), "vsepp")
+    return models.resolved(models.configure(*_named(flag, section, fitting)))
+
+
+def _named(flag: str | None, section: dict[str, Any], default: str) -> tuple[str, dict[str, Any]]:
+    """(name, settings) of NAME:KEY=VALUE,... and of a section; one without a name is about what is asked for."""
+    from trainer import registry
+
+    values = dict(section)
+    name = str(values.pop("name", default))
+    if flag is not None:
+        asked, given = registry.spoken(flag)
+        values = {**(values if asked == name or "name" not in section else {}), **given}
+        name = asked
+    return name, values
 
 
 def was_given(parameter: str) -> bool:

@@ -82,7 +82,7 @@ def analyze(
     negative contributes, the loss has little left to learn from its batches: mine harder ones.
     """
     from miner.artifacts.errors import BadInput
-    from trainer import losses
+    from trainer import losses, registry
     from trainer.analyze import Threshold, thresholds_for
     from trainer.analyze import analyze as count
     from trainer.encode import default_device
@@ -95,7 +95,7 @@ def analyze(
         raise click.UsageError(f"{len(checkpoints)} --checkpoint but {len(tables)} --negatives; give one for each.")
     if as_published and thresholds:
         raise click.UsageError("--as-published has the paper's thresholds; leave --threshold out.")
-    configs = [(text, losses.configure(*losses.spoken(text))) for text in dict.fromkeys(loss_names or ("triplet",))]
+    configs = [(text, losses.configure(*registry.spoken(text))) for text in dict.fromkeys(loss_names or ("triplet",))]
     if tables and not any(config.needs_tables for _, config in configs):
         raise click.UsageError(
             "--negatives: no --loss given here uses offline negatives; add one (aoq, or offline=...), or leave it out."

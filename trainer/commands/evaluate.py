@@ -2,62 +2,167 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING
 
 import click
 
-from trainer.commands import DATA, FOLD, FOLDER, SPLIT, draft_at, open_checkpoint
+from trainer.commands import DATA, FOLD, FOLDER, SPLIT, check_fits, draft_at, open_dataset, was_given
+
+if TYPE_CHECKING:
+    from miner.artifacts.pairs import Pairs
+    from trainer.judgements import Judgements
 
 
 @click.command()
 @DATA
 @FOLD
-@click.option("--checkpoint", required=True, type=FOLDER, help="What `trainer fit` wrote.")
+@click.option(
+    "--checkpoint",
+    "checkpoints",
+    required=True,
+    multiple=True,
+    type=FOLDER,
+    help="What `trainer fit` wrote; repeat it for an ensemble: the mean of the models' scores.",
+)
 @click.option("--split", type=SPLIT, default="test", show_default=True)
+@click.option(
+    "--protocol",
+    type=click.Choice(["full", "folds"]),
+    default="full",
+    show_default=True,
+    help="Rank the whole gallery, or take the mean over folds of consecutive images (the 1K test of COCO).",
+)
+@click.option(
+    "--fold-images", type=click.IntRange(min=1), default=1000, show_default=True, help="Images per fold of --protocol."
+)
+@click.option(
+    "--positives",
+    metavar="NAME[:PATH][,KEY=VALUE...]",
+    help="Judged positives beyond the data's own, for mAP@R and R-precision; see below.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON, and nothing else.")
+@click.option("--latex", "as_latex", is_flag=True, help="Print one row of a LaTeX table, and nothing else.")
+@click.option("--name", help="What the LaTeX row calls the model. [default: the checkpoint's folder]")
 @click.option("--out", type=FOLDER, help="Folder to write metrics.json to. [default: print alone]")
 @click.option(
     "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads; part of the result."
 )
-def evaluate(data: str, fold: int, checkpoint: Path, split: str, out: Path | None, threads: int) -> None:
+def evaluate(
+    data: str,
+    fold: int,
+    checkpoints: tuple[Path, ...],
+    split: str,
+    protocol: str,
+    fold_images: int,
+    positives: str | None,
+    as_json: bool,
+    as_latex: bool,
+    name: str | None,
+    out: Path | None,
+    threads: int,
+) -> None:
     """Rank all texts for every image and all images for every text: R@1/5/10, rsum, median and mean rank.
 
     \b
     Examples:
         trainer evaluate --data emoji --checkpoint runs/model1
         trainer evaluate --data emoji --split dev --checkpoint runs/model1 --out runs/dev
+        trainer evaluate --data coco/ --checkpoint runs/a --checkpoint runs/b --protocol folds
+        trainer evaluate --data coco/ --checkpoint runs/a --positives eccv --latex --name VSE++ >> table.tex
 
     An anchor's rank is that of its best positive; a tie counts against the model.
+
+    \b
+    Where --positives come from, each with its settings in the file that documents it, trainer/judgements/NAME.py:
+        eccv                   ECCV Caption, of the COCO test; labels=cxc, order=testall
+        cxc:sits_test.csv      Crisscrossed Captions, of COCO; min_score=3
+        flickr8k:FOLDER        human judgements of the Flickr8k test; min_expert=3, min_crowd=0.66
+        pairs:FILE             image_id,text_id[,score]; min_score, judged_images=FILE, judged_texts=FILE
+    mAP@R, R-precision and R@1/5/10 then count them too, over the queries that were judged.
+
+    \b
+    A LaTeX row: name & R@1 & R@5 & R@10 (image to text) & R@1 & R@5 & R@10 (text to image) & rsum \\\\
+    and with --positives, for each direction: & mAP@R & R-precision & R@1 & R@5 & R@10
     """
-    import numpy as np
     import torch
 
-    from miner.artifacts.manifest import canonical_json
-    from miner.artifacts.pairs import Side
-    from trainer.encode import default_device, encode_rows
-    from trainer.evaluate import metrics
+    from miner.artifacts.errors import BadInput
+    from miner.artifacts.manifest import canonical_json, open_artifact
+    from trainer.checkpoint import CHECKPOINT, Checkpoint
+    from trainer.encode import default_device
+    from trainer.evaluate import Mean, scores_of
+    from trainer.metrics_table import latex_row
+    from trainer.protocols import folds, measure
 
-    artifact, found, dataset = open_checkpoint(checkpoint, data, fold, split)
-    pairs, model = dataset.pairs, found.model(default_device())
-    images, texts = (
-        encode_rows(model, dataset, side, np.arange(len(pairs.ids(side))), threads=threads) for side in get_args(Side)
-    )
-    measured = metrics(images, texts, pairs)
-    click.echo(f"{dataset.name} {split}: {pairs.num_images} images, {pairs.num_texts} texts")
-    for direction, what in (("i2t", "image to text"), ("t2i", "text to image")):
-        recalls = "  ".join(f"R@{cutoff} {measured[f'{direction}_r{cutoff}']:5.1f}" for cutoff in (1, 5, 10))
-        median, mean = measured[f"{direction}_median_rank"], measured[f"{direction}_mean_rank"]
-        click.echo(f"  {what}  {recalls}  median rank {median:g}  mean rank {mean:.1f}")
-    click.echo(f"  rsum {measured['rsum']:.1f}")
+    if as_json and as_latex:
+        raise click.UsageError("--json and --latex print different things; give one of the two.")
+    if name is not None and not as_latex:
+        raise click.UsageError("--name belongs to --latex; add it, or leave --name out.")
+    if protocol == "full" and was_given("fold_images"):
+        raise click.UsageError("--fold-images belongs to --protocol folds; add it, or leave --fold-images out.")
+    artifacts = [open_artifact(path, CHECKPOINT) for path in checkpoints]
+    if len({artifact.manifest.fingerprint for artifact in artifacts}) < len(artifacts):
+        raise BadInput("--checkpoint: the same model twice; an ensemble of it is the model itself: give each one once.")
+    dataset = open_dataset(data, fold, split)
+    pairs = dataset.pairs
+    # Whatever is wrong with what was asked is said before anything is encoded.
+    opened = [Checkpoint.open(artifact) for artifact in artifacts]
+    for checkpoint in opened:
+        check_fits(checkpoint, dataset)
+    size = fold_images if protocol == "folds" else None
+    num_folds = len(folds(pairs, size)) if size is not None else 0
+    judgements = _judgements(positives, pairs) if positives is not None else None
+    draft = done = None
     if out is not None:
         inputs = {
             "pairs": pairs.fingerprint,
-            "checkpoint": artifact.manifest.fingerprint,
+            "checkpoints": [artifact.manifest.fingerprint for artifact in artifacts],
             "data": [dataset.name, fold, split, dataset.fingerprint],
+            "protocol": [protocol, size],
+            "positives": judgements.fingerprint if judgements is not None else None,
             "threads": threads,
             "torch": torch.__version__,
         }
         draft = draft_at(out, ".", "metrics", inputs)
-        if draft.committed() is None:
-            draft.commit({"metrics.json": draft.add("metrics.json", canonical_json(measured))}, {"metrics": measured})
-        click.echo(f"  {out / 'metrics.json'}")
+        done = draft.committed()
+    if done is not None:
+        measured = json.loads(done.read("metrics.json"))
+    else:
+        scores = Mean([scores_of(checkpoint.model(default_device()), dataset, threads) for checkpoint in opened])
+        measured = measure(scores, pairs, judgements, size)
+    written = canonical_json(measured)
+    if draft is not None and done is None:
+        draft.commit({"metrics.json": draft.add("metrics.json", written)}, {"metrics": measured})
+
+    if as_json:
+        click.echo(written.decode(), nl=False)
+    elif as_latex:
+        click.echo(latex_row(name or " + ".join(path.resolve().name for path in checkpoints), measured))
+    else:
+        what = f", mean over {num_folds} folds of {size} images" if num_folds else ""
+        what += f", ensemble of {len(opened)} models" if len(opened) > 1 else ""
+        click.echo(f"{dataset.name} {split}: {pairs.num_images} images, {pairs.num_texts} texts{what}")
+        _show(measured, pairs, positives, judgements)
+    if out is not None:
+        click.echo(f"  {out / 'metrics.json'}", err=as_json or as_latex)
+
+
+def _judgements(positives: str, pairs: Pairs) -> Judgements:
+    from trainer import judgements
+
+    name, settings = judgements.spoken(positives)
+    return judgements.read(judgements.configure(name, settings), pairs)
+
+
+def _show(measured: dict[str, float], pairs: Pairs, positives: str | None, judgements: Judgements | None) -> None:
+    from trainer.metrics_table import extended_lines, lines
+
+    shown = lines(measured)
+    if judgements is not None:
+        added, refuted = judgements.changes(pairs)
+        images, texts = (len(judgements.positives(side)[0]) for side in ("image", "text"))
+        shown.append(f"{positives}: {added} more positives, {refuted} fewer; {images} images, {texts} texts judged")
+        shown += extended_lines(measured)
+    click.echo("\n".join(f"  {line}" for line in shown))

@@ -1,16 +1,21 @@
 """One file per data format; every format gives the same `Dataset`.
 
 A format is a module of this package with a frozen `Config` and `read(config, split) -> Dataset`; its module name is
-its name on the command line and in a run file.
+its name on the command line and in a run file. Two more names make it recognised by what lies at a path:
+
+SIGNS: str                                what it looks for, in words
+recognise(path) -> settings | None        the settings to read that path with, None when it is not of this format
 """
 
 from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
+from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 import numpy as np
@@ -18,14 +23,23 @@ import numpy.typing as npt
 
 from miner.artifacts.pairs import Pairs
 from trainer import registry
+from trainer.data._spec import spoken
 
-__all__ = ["Dataset", "ImageSource", "Split", "configure", "formats", "load", "name_of"]
+__all__ = ["Dataset", "ImageSource", "Split", "blocks", "configure", "formats", "load", "name_of", "resolved", "spoken"]
 
 Split = Literal["train", "dev", "test"]
 
 
+# Bytes of images that are read at once where all are gone through.
+_BLOCK = 2**25
+
+
 class ImageSource(Protocol):
-    """Images by row; an ndarray or a memory map satisfies it."""
+    """Images by row; an ndarray or a memory map satisfies it.
+
+    A source whose images are made from something stored may also have `stored() -> Iterator[bytes]`, which stands for
+    what the images are in a fingerprint, and `broken`, a mapping row -> reason of those that could not be read so far.
+    """
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -42,26 +56,48 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True)
 class Dataset:
-    """One split: `images[row]` is the image `pairs.image_ids[row]`; captions are `pairs.texts`."""
+    """One split: `images[row]` is the image `pairs.image_ids[row]`; captions are `pairs.texts`.
+
+    `notes` are sentences about what was decided in reading, for a person.
+    """
 
     pairs: Pairs
     images: ImageSource
     name: str
     split: str
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the pairs, the captions and every image, in row order; reads each image once."""
+        """SHA-256 of the pairs, the captions and every image, in row order; each is read once, in blocks."""
         digest = hashlib.sha256(f"{self.pairs.fingerprint} {self.images.dtype} {self.image_shape}".encode())
-        for start in range(0, len(self.images), 1024):
-            rows = np.arange(start, min(start + 1024, len(self.images)))
-            digest.update(np.ascontiguousarray(self.images[rows]).tobytes())
+        stored = getattr(self.images, "stored", None)
+        if stored is not None:
+            for content in stored():
+                digest.update(content)
+        else:
+            for rows in blocks(self.images):
+                digest.update(np.ascontiguousarray(self.images[rows]).data)
         return digest.hexdigest()
+
+    @property
+    def broken(self) -> dict[str, str]:
+        """Image id -> reason, of the pictures that could not be read so far; a grey one stands for each."""
+        found = getattr(self.images, "broken", {})
+        return {self.pairs.image_ids[row]: reason for row, reason in sorted(found.items())}
 
     @property
     def image_shape(self) -> tuple[int, ...]:
         """Shape of one image: (height, width, 3) for pictures, (dim,) for vectors."""
         return tuple(self.images.shape[1:])
+
+
+def blocks(images: ImageSource) -> Iterator[npt.NDArray[np.int64]]:
+    """All rows of `images` in order, as many at a time as are 32 MiB, at most 1024."""
+    each = prod(images.shape[1:]) * images.dtype.itemsize
+    size = min(max(_BLOCK // max(each, 1), 1), 1024)
+    for start in range(0, len(images), size):
+        yield np.arange(start, min(start + size, len(images)))
 
 
 def formats() -> list[str]:
@@ -77,6 +113,12 @@ def configure(name: str, settings: Mapping[str, Any] | None = None) -> Any:
 def name_of(config: Any) -> str:
     """Name of the format whose `Config` this is."""
     return type(config).__module__.rpartition(".")[2]
+
+
+def resolved(config: Any, base: Path) -> Any:
+    """The same settings with every path made absolute; a relative one is meant from `base`."""
+    paths = {key: value for key, value in config if isinstance(value, Path)}
+    return config.model_copy(update={key: (base / value).resolve() for key, value in paths.items()})
 
 
 def load(config: Any, split: Split) -> Dataset:

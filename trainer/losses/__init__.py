@@ -15,19 +15,17 @@ by cross-attention can use any of them.
 from __future__ import annotations
 
 import sys
-import tomllib
 from collections.abc import Mapping
 from typing import Any, cast
 
 from torch import Tensor
 
-from miner.artifacts.errors import BadInput
 from trainer import registry
 from trainer.losses import _offline
 from trainer.losses._settings import InBatch, Loss
 from trainer.similarities import Similarities, reduce
 
-__all__ = ["InBatch", "Loss", "configure", "figures", "losses", "name_of", "parts", "spoken"]
+__all__ = ["InBatch", "Loss", "configure", "figures", "losses", "name_of", "parts"]
 
 
 def losses() -> list[str]:
@@ -38,21 +36,6 @@ def losses() -> list[str]:
 def configure(name: str, settings: Mapping[str, Any] | None = None) -> Any:
     """The frozen `Config` of a loss. Raises BadInput for an unknown loss or setting."""
     return registry.configure(__name__, name, settings or {})
-
-
-def spoken(text: str) -> tuple[str, dict[str, Any]]:
-    """`goal:triplet=nca,pair=lin` -> ("goal", {"triplet": "nca", "pair": "lin"}). Raises BadInput for another form."""
-    name, _, rest = text.partition(":")
-    settings: dict[str, Any] = {}
-    for assignment in filter(None, rest.split(",")):
-        key, equals, value = assignment.partition("=")
-        if not equals:
-            raise BadInput(f"{text!r}: {assignment!r} is not KEY=VALUE; write NAME:KEY=VALUE,KEY=VALUE.")
-        try:
-            settings[key.strip()] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            settings[key.strip()] = value.strip()
-    return name.strip(), settings
 
 
 def name_of(config: Any) -> str:

@@ -25,7 +25,7 @@ class Loss(BaseModel):
     reduction      over the pairs of a batch; both directions add
     margin_offline margin of the hinges over offline negatives
     h_t, h_v       an offline text is drawn from the first `h_t` of its image's list, an image from the first `h_v`
-    skip_t, skip_v after the first `skip_t` (`skip_v`), which are passed over: the hardest of all are the likeliest to be
+    skip_t, skip_v after the first `skip_t` (`skip_v`), which are passed over: the hardest of all are likeliest to be
                    unlabelled positives
     ranks          "tied": both ranks share one draw, as AOQ published it
     """

@@ -1,0 +1,162 @@
+"""Precomputed regions or vectors as VSE++, SCAN, VSRN, BFAN, AOQ, GOAL and VSE∞ publish them.
+
+    {split}_ims.npy     (rows, regions, dim) or (rows, dim), float16 or float32; read row by row, never whole
+    {split}_caps.txt    one caption per line
+    {split}_ids.txt     optional, see below
+
+`split` is train, dev, test or testall. Without ids, captions come in blocks of equal size, in the order of the images:
+five captions for every row; or as many rows as captions, where every image's row is repeated for each of its captions
+and one of each is kept. The ids file says more, by what it holds:
+
+- one line per image: the images' ids;
+- one line per caption, some of them equal: captions with the same id belong to the same image, so that images may have
+  unequal numbers of captions. Images come in the order of their first caption; there is one row per image, or one per
+  caption;
+- one line per caption, all different: the captions' ids.
+
+Ids that are not given are numbers: of the image, of the caption's line. A caption belongs to one image in this format.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+
+from miner.artifacts.errors import BadInput
+from miner.artifacts.pairs import Pairs
+from trainer.data import Dataset, Split
+from trainer.data._lines import read_lines
+from trainer.data._npy import Npy, Rows
+
+__all__ = ["SIGNS", "Config", "read", "recognise"]
+
+SIGNS = "a folder with train_ims.npy and train_caps.txt"
+_PROBED = 64  # rows from the start that tell how often an image is repeated
+_SAMPLED = 16  # blocks that are looked into to see whether it is so
+
+
+class Config(BaseModel):
+    """`test` says which files are the test split, `dev_images` how many images of dev count (published: 1000).
+
+    `captions_per_image` is only needed where the files do not say it, or to have them checked.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    folder: Path
+    test: Literal["test", "testall"] = "test"
+    dev_images: int | None = Field(default=None, ge=1)
+    captions_per_image: int | None = Field(default=None, ge=1)
+
+
+class _Layout(NamedTuple):
+    """Which row of the file each image is, and which image each caption belongs to."""
+
+    rows: npt.NDArray[np.int64]
+    owner: npt.NDArray[np.int64]
+    image_ids: list[str]
+    text_ids: list[str]
+
+
+def recognise(path: Path) -> dict[str, Any] | None:
+    if any((path / f"train_{part}").is_file() for part in ("ims.npy", "caps.txt")):
+        return {"folder": path}
+    return None
+
+
+def read(config: Config, split: Split) -> Dataset:
+    """Raises BadInput for a missing file, a wrong shape or dtype, or numbers of rows, captions and ids that differ."""
+    stem = config.test if split == "test" else split
+    where = config.folder / f"{stem}_ims.npy"
+    if not where.is_file():
+        others = sorted(path.name for path in config.folder.glob("*_ims.npy"))
+        found = f"{', '.join(others)} {'is' if len(others) == 1 else 'are'} there" if others else "none is there"
+        raise BadInput(f"{where}: no such file for the split {split!r} ({found}); write the image vectors to it.")
+    file = Npy.open(where)
+    captions = read_lines(config.folder / f"{stem}_caps.txt", "it must hold one caption per line")
+    ids = config.folder / f"{stem}_ids.txt"
+    layout = _layout(file, len(captions), read_lines(ids, "") if ids.exists() else None, ids, config)
+    num_images = len(layout.rows)
+    if split == "dev" and config.dev_images is not None:
+        num_images = min(num_images, config.dev_images)
+    kept = np.flatnonzero(layout.owner < num_images)
+    name = config.folder.resolve().name
+    pairs = Pairs(
+        tuple(layout.image_ids[:num_images]),
+        tuple(layout.text_ids[text] for text in kept),
+        layout.owner[kept],
+        np.arange(len(kept)),
+        tuple(captions[text] for text in kept),
+        f"{name} {stem}",
+    )
+    return Dataset(pairs, Rows(file, layout.rows[:num_images]), name, split)
+
+
+def _layout(file: Npy, captions: int, ids: list[str] | None, ids_path: Path, config: Config) -> _Layout:
+    numbers = [str(text) for text in range(captions)]
+    if ids is not None and len(ids) == captions and len(set(ids)) < captions:
+        return _grouped(file, ids, ids_path, numbers)
+    each, repeat = _regular(file, captions, config.captions_per_image, ids_path)
+    num_images = len(file) // repeat
+    rows, owner = np.arange(num_images) * repeat, np.arange(captions) // each
+    image_ids = [str(row) for row in range(num_images)]
+    if ids is None:
+        return _Layout(rows, owner, image_ids, numbers)
+    if len(ids) == num_images:
+        return _Layout(rows, owner, ids, numbers)
+    if len(ids) == captions:
+        return _Layout(rows, owner, image_ids, ids)
+    raise BadInput(
+        f"{ids_path}: {len(ids)} ids for {num_images} images and {captions} captions; give one per image, or one per "
+        "caption that names its image."
+    )
+
+
+def _grouped(file: Npy, ids: list[str], ids_path: Path, numbers: list[str]) -> _Layout:
+    number: dict[str, int] = {}
+    owner = np.array([number.setdefault(image_id, len(number)) for image_id in ids], dtype=np.int64)
+    if len(file) not in (len(number), len(ids)):
+        raise BadInput(
+            f"{file.path}: {len(file)} rows, but {ids_path.name} names {len(number)} images in {len(ids)} captions; "
+            "there must be one row per image or one per caption."
+        )
+    _, first = np.unique(owner, return_index=True)
+    rows = np.arange(len(number)) if len(file) == len(number) else first.astype(np.int64)
+    return _Layout(rows, owner, list(number), numbers)
+
+
+def _regular(file: Npy, captions: int, asked: int | None, ids_path: Path) -> tuple[int, int]:
+    """(captions per image, rows per image) where both are the same for all images."""
+    rows = len(file)
+    wanted = f", captions_per_image = {asked}" if asked is not None else ""
+    if asked is not None and rows * asked == captions:
+        return asked, 1
+    if rows == captions:
+        repeat = asked if asked is not None else _leading_equal(file)
+        if rows % repeat == 0 and _repeats(file, repeat):
+            return repeat, repeat
+    elif asked is None and captions % rows == 0:
+        return captions // rows, 1
+    raise BadInput(
+        f"{file.path}: {rows} rows for {captions} captions{wanted}: that is neither the same number of captions for "
+        f"every row, nor every row repeated as often; if images have unequal numbers of captions, write "
+        f"{ids_path.name} with one line per caption that names its image."
+    )
+
+
+def _leading_equal(file: Npy) -> int:
+    """How many rows from the first on are equal to it."""
+    head = file.read(np.arange(min(len(file), _PROBED)))
+    same = (head == head[0]).reshape(len(head), -1).all(1)
+    return len(head) if same.all() else int(np.argmin(same))
+
+
+def _repeats(file: Npy, repeat: int) -> bool:
+    """Whether the rows of an image are equal, in blocks from all over the file."""
+    blocks = np.unique(np.linspace(0, len(file) // repeat - 1, _SAMPLED).astype(np.int64))
+    first, last = file.read(blocks * repeat), file.read(blocks * repeat + repeat - 1)
+    return bool(np.array_equal(first, last))
