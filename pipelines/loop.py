@@ -191,7 +191,10 @@ class _Logged:
     def epoch(self, line: dict[str, Any]) -> None:
         # A resumed epoch has its line, unless the process died after the epoch's file and before its line.
         if not line["resumed"] or not self.log.has_epoch(line["epoch"]):
-            self.log("epoch", **{key: line[key] for key in ("epoch", "seconds", "steps", "pairs_per_second", "device")})
+            self.log(
+                "epoch",
+                **{key: line[key] for key in ("epoch", "seconds", "waited", "steps", "pairs_per_second", "device")},
+            )
         self.progress.epoch(line)
 
     def finish(self, seconds: float, note: str = "") -> None:

@@ -144,13 +144,14 @@ class Settings:
 
     @classmethod
     def read(cls, raw: Mapping[str, Any], path: Path) -> Settings:
-        """Validate sections that were read from the file `path`. Raises BadInput."""
+        """Validate sections that were read from the file `path`, and look at what they refer to. Raises BadInput.
+
+        A path in a run file is meant from where the file lies.
+        """
+        from trainer import data, models
+
         settings = cls.parse(raw, str(path))
-        folder = getattr(settings.data, "folder", None)
-        if folder is None:
-            return settings
-        # A folder in a run file is meant from where the file lies.
-        return replace(settings, data=settings.data.model_copy(update={"folder": (path.parent / folder).resolve()}))
+        return replace(settings, data=data.resolved(settings.data, path.parent), model=models.resolved(settings.model))
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any], where: str) -> Settings:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from miner.artifacts.embeddings import check_vectors
 from miner.artifacts.errors import BadInput
@@ -111,7 +112,7 @@ def _check(vectors: npt.NDArray[np.float32], dataset: Dataset, side: Side, rows:
 
 
 @contextlib.contextmanager
-def quiet(model: Encoder, threads: int) -> Iterator[None]:
+def quiet(model: nn.Module, threads: int) -> Iterator[None]:
     """Eval mode, no gradient, `threads` threads; all as before afterwards."""
     training, before = model.training, torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
@@ -26,7 +27,8 @@ from miner.artifacts.pairs import Direction
 from trainer import collapse, epochs, losses, models, sampling
 from trainer.checkpoint import Checkpoint
 from trainer.data import Dataset
-from trainer.scoring import Inputs, gather, score
+from trainer.prefetch import Ahead
+from trainer.scoring import Gathered, Inputs, gather, score
 from trainer.similarities import Similarities
 from trainer.trainee import Trainee
 
@@ -76,6 +78,7 @@ class EpochLog:
 
     `parts` are the loss's named parts and `loss` their sum, `figures` what else the loss has to say. The rest is of the
     in-batch scores: see `collapse.observe`.
+    `waited` are the seconds that steps waited for their data.
     `offline_hardness` is the mean of s(anchor, offline negative) - s(anchor, positive), both directions; None without.
     """
 
@@ -93,6 +96,7 @@ class EpochLog:
     pairs: int
     steps: int
     seconds: float
+    waited: float
     pairs_per_second: float
     device: str
     warning: str | None
@@ -100,7 +104,7 @@ class EpochLog:
 
     def history(self) -> dict[str, Any]:
         """What is the same whenever and wherever this epoch is trained: everything but time and machine."""
-        fleeting = ("seconds", "pairs_per_second", "device", "resumed")
+        fleeting = ("seconds", "waited", "pairs_per_second", "device", "resumed")
         return {name: value for name, value in asdict(self).items() if name not in fleeting}
 
 
@@ -201,24 +205,28 @@ def _epoch(
     figure_names: list[str] = []
     rows: list[Tensor] = []
     lr = config.lr
-    for step, batch in enumerate(plan):
-        torch.manual_seed(sampling.step_seed(config.seed, epoch, step))
-        drawn = offline.take(batch) if offline is not None else None
-        gathered = gather(inputs, batch, drawn, by)
-        scored = score(trainee.model, gathered, device, precision)
-        parts = losses.parts(effective, scored.similarities)
-        if trainee.model.has_auxiliary_loss:
-            images, tokens, lengths = gathered.of_pairs()
-            parts["model"] = trainee.model.auxiliary_loss(images.to(device), tokens.to(device), lengths)
-        loss = torch.stack(list(parts.values())).sum()
-        lr = learning_rate(config, epoch + step / len(plan), total_epochs)
-        trainee.update(loss, lr)
-        figures = losses.figures(effective, scored.similarities)
-        part_names, figure_names = list(parts), list(figures)
-        gap = _offline_hardness(scored.similarities)
-        observed = collapse.observe(scored)
-        named = torch.stack([value.detach().float() for value in (*parts.values(), *figures.values())])
-        rows.append(torch.cat([named, gap, observed]))
+
+    def read(batch: npt.NDArray[np.int64]) -> Gathered:
+        return gather(inputs, batch, offline.take(batch) if offline is not None else None, by)
+
+    # The reading thread draws no random number, so the seed set here is the step's alone.
+    with Ahead(read, plan) as ahead:
+        for step, gathered in enumerate(ahead):
+            torch.manual_seed(sampling.step_seed(config.seed, epoch, step))
+            scored = score(trainee.model, gathered, device, precision)
+            parts = losses.parts(effective, scored.similarities)
+            if trainee.model.has_auxiliary_loss:
+                images, tokens, lengths = gathered.of_pairs()
+                parts["model"] = trainee.model.auxiliary_loss(images.to(device), tokens.to(device), lengths)
+            loss = torch.stack(list(parts.values())).sum()
+            lr = learning_rate(config, epoch + step / len(plan), total_epochs)
+            trainee.update(loss, lr)
+            figures = losses.figures(effective, scored.similarities)
+            part_names, figure_names = list(parts), list(figures)
+            gap = _offline_hardness(scored.similarities)
+            observed = collapse.observe(scored)
+            named = torch.stack([value.detach().float() for value in (*parts.values(), *figures.values())])
+            rows.append(torch.cat([named, gap, observed]))
     means = torch.stack(rows).double().mean(0).cpu().tolist()
     named_means = dict(zip([*part_names, *figure_names], means, strict=False))
     loss_mean = sum(named_means[name] for name in part_names)
@@ -243,6 +251,7 @@ def _epoch(
         pairs=seen,
         steps=len(plan),
         seconds=seconds,
+        waited=ahead.waited,
         pairs_per_second=seen / seconds,
         device=said,
         warning=collapse.collapsed(observed_means, has_warm_up=loss_config.warm_up is not None),

@@ -1,7 +1,7 @@
 """From the pairs of a step to its `Similarities`: every image and every text of the step is encoded once.
 
-`gather` reads what a step needs, on the CPU and without a model, so that it can be done ahead of time; `score` encodes and
-compares it.
+`gather` reads what a step needs, on the CPU and without a model, so that it can be done ahead of time; `score` encodes
+and compares it.
 """
 
 from __future__ import annotations

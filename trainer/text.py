@@ -103,4 +103,8 @@ class Vocabulary:
 
 def tokenizer_from_json(value: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer that a checkpoint holds. Raises KeyError or TypeError for a value that is none."""
+    if "tokenizer" in value:
+        from trainer.pretrained_text import PretrainedTokenizer
+
+        return PretrainedTokenizer.from_json(value)
     return Vocabulary.from_json(dict(value))

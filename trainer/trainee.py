@@ -45,7 +45,7 @@ class Trainee:
             self.model = models.build(model_config, start.tokenizer, dataset.image_shape).to(device)
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         if not trained:
-            raise BadInput(f"model {models.name_of(model_config)}: its settings freeze every weight; thaw some to train.")
+            raise BadInput(f"model {models.name_of(model_config)}: its settings freeze every weight; thaw some.")
         self.names, self.raw = list(trained), list(trained.values())
         # A frozen weight is part of the model like a buffer: saved, never updated.
         kept = self.model.state_dict().keys()

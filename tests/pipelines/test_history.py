@@ -25,7 +25,7 @@ from trainer.checkpoint import Checkpoint
 from trainer.data import load
 from trainer.fit import EpochLog, FitConfig, fit
 
-FLEETING = {"seconds", "pairs_per_second", "device", "resumed"}
+FLEETING = {"seconds", "waited", "pairs_per_second", "device", "resumed"}
 HISTORY = "history.json"
 
 

@@ -2,42 +2,105 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import click
 
-from trainer.commands import DATA, FOLD, FOLDER, SPLIT, draft_at, open_checkpoint
+from trainer.commands import DATA, FOLD, FOLDER, SPLIT, draft_at, open_checkpoint, open_dataset, was_given
+
+_OF_CHECKPOINT = ("shard_rows",)
+_OF_BACKBONE = ("regions", "pool", "image_size", "batch_size", "dtype")
 
 
 @click.command()
 @DATA
 @FOLD
-@click.option("--checkpoint", required=True, type=FOLDER, help="What `trainer fit` wrote.")
-@click.option("--split", type=SPLIT, default="train", show_default=True)
-@click.option("--out", required=True, type=FOLDER, help="Folder to write image/, text/ and pairs.csv to.")
-@click.option("--shard-rows", type=click.IntRange(min=1), default=16384, show_default=True, help="Vectors per file.")
+@click.option("--checkpoint", type=FOLDER, help="What `trainer fit` wrote: vectors for `miner mine`.")
+@click.option(
+    "--backbone",
+    metavar="NAME|FOLDER|MODULE:FUNCTION",
+    help="Image features to train on, by efficientnet-lite0, a vision model of transformers (folder or hub name), or a "
+    "function of yours that returns a torch module.",
+)
+@click.option("--split", type=SPLIT, help="One split alone. [default: train; with --backbone all there are]")
+@click.option("--out", required=True, type=FOLDER, help="Folder to write to.")
 @click.option(
     "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads; part of the result."
 )
-def encode(data: str, fold: int, checkpoint: Path, split: str, out: Path, shard_rows: int, threads: int) -> None:
-    """Write a model's vectors of every image and every text: a folder that `miner mine` takes.
+@click.option(
+    "--shard-rows",
+    type=click.IntRange(min=1),
+    default=16384,
+    show_default=True,
+    help="With --checkpoint: vectors per file.",
+)
+@click.option(
+    "--regions", type=click.IntRange(min=1), help="With --backbone: the last map in N x N parts, for regions."
+)
+@click.option(
+    "--pool",
+    type=click.Choice(["mean", "cls", "map"]),
+    help="With --backbone: the mean of the last map, its class token, or every place of it. [default: mean]",
+)
+@click.option("--image-size", type=click.IntRange(min=1), help="With --backbone: pixels a side. [default: the model's]")
+@click.option("--batch-size", type=click.IntRange(min=1), help="With --backbone: pictures at once. [default: 64]")
+@click.option("--dtype", type=click.Choice(["float16", "float32"]), help="With --backbone. [default: float32]")
+def encode(
+    data: str,
+    fold: int,
+    checkpoint: Path | None,
+    backbone: str | None,
+    split: str | None,
+    out: Path,
+    threads: int,
+    shard_rows: int,
+    image_size: int | None,
+    **settings: Any,
+) -> None:
+    """Write a model's vectors of every image and text for `miner mine`, or features of pictures to train on.
+
+    With --checkpoint, a folder that `miner mine` takes. With --backbone, a data set of precomputed features (format
+    precomp: train_ims.npy, train_caps.txt, train_ids.txt and so on), which `--data` takes; the same command goes on
+    after an interruption.
 
     \b
     Examples:
         trainer encode --data emoji --checkpoint runs/model0 --out runs/vectors
         trainer encode --data emoji --split test --checkpoint runs/model0 --out runs/test-vectors
+        trainer encode --data photos/ --backbone efficientnet-lite0 --regions 3 --out features/
+        trainer fit --data features/ --model vse_inf --out runs/vse_inf
     """
-    import numpy as np
+    if (checkpoint is None) == (backbone is None):
+        raise click.UsageError("give one of --checkpoint (vectors to mine) and --backbone (features to train on).")
+    for name in _OF_BACKBONE if checkpoint is not None else _OF_CHECKPOINT:
+        if was_given(name):
+            other = "--backbone" if checkpoint is not None else "--checkpoint"
+            raise click.UsageError(f"--{name.replace('_', '-')} belongs to {other}; leave it out.")
+    if settings["regions"] is not None and settings["pool"] is not None:
+        raise click.UsageError("--regions averages parts of the map; leave --pool out.")
+    if checkpoint is not None:
+        _vectors(data, fold, checkpoint, split or "train", out, shard_rows, threads)
+    elif backbone is not None:
+        given = {key: value for key, value in settings.items() if value is not None}
+        _features(data, fold, backbone, split, out, image_size, {**given, "threads": threads})
+
+
+def _vectors(data: str, fold: int, checkpoint: Path, split: str, out: Path, shard_rows: int, threads: int) -> None:
     import torch
 
-    from miner.artifacts.embeddings import EMBEDDINGS, commit_embeddings, npy_bytes, part_name, shard_ranges
+    from miner.artifacts.embeddings import EMBEDDINGS, shard_ranges
     from miner.artifacts.lock import hold
     from miner.artifacts.pairs import Side
-    from trainer.encode import BATCH_SIZE, check_pairs, default_device, encode_rows, write_pairs
+    from trainer.encode import BATCH_SIZE, check_pairs, default_device, write_pairs
+    from trainer.models import PairScorer
+    from trainer.shards import commit_shards, encode_shard
 
     artifact, found, dataset = open_checkpoint(checkpoint, data, fold, split)
     model = found.model(default_device())
+    # A cross-attention model's regions and words, for `trainer rescore`.
+    elements = "float16" if isinstance(model, PairScorer) else None
     click.get_current_context().with_resource(hold(out))
     check_pairs(out / "pairs.csv", dataset.pairs)
     meta = {"pairs": dataset.pairs.fingerprint, "checkpoint": artifact.manifest.fingerprint}
@@ -47,6 +110,7 @@ def encode(data: str, fold: int, checkpoint: Path, split: str, out: Path, shard_
             **meta,
             "data": [dataset.name, fold, split, dataset.fingerprint],
             "side": side,
+            "elements": elements,
             "shard_rows": shard_rows,
             "threads": threads,
             "batch_size": BATCH_SIZE,
@@ -58,13 +122,85 @@ def encode(data: str, fold: int, checkpoint: Path, split: str, out: Path, shard_
             done.verify()
             click.echo(f"{side}s: already done, {out / side}")
             continue
-        parts = []
-        for index, (start, stop) in enumerate(shard_ranges(len(ids), shard_rows)):
-            record = draft.find_part(part_name(index))
-            if record is None:
-                vectors = encode_rows(model, dataset, side, np.arange(start, stop), threads=threads)
-                record = draft.add_part(part_name(index), npy_bytes(vectors), stop - start)
-            parts.append(record)
-        commit_embeddings(draft, side, ids, parts, model.dim, meta)
+        ranges = shard_ranges(len(ids), shard_rows)
+        shards = [
+            encode_shard(draft, shard, rows, model, dataset, side, elements=elements, threads=threads)
+            for shard, rows in enumerate(ranges)
+        ]
+        commit_shards(draft, shards, ids, side, meta, elements=elements is not None)
         click.echo(f"{side}s: {len(ids)} vectors of dim {model.dim}, {out / side}")
     write_pairs(out / "pairs.csv", dataset.pairs)
+
+
+def _features(
+    data: str,
+    fold: int,
+    name: str,
+    split: str | None,
+    out: Path,
+    image_size: int | None,
+    settings: dict[str, Any],
+) -> None:
+    from miner.artifacts.lock import hold
+    from miner.artifacts.store import LocalStore
+    from trainer.backbones import open_backbone
+    from trainer.encode import default_device
+    from trainer.extract import ExtractConfig, extract
+    from trainer.registry import validated
+
+    config = validated(ExtractConfig, settings, "trainer encode --backbone")
+    datasets = [open_dataset(data, fold, split)] if split is not None else _all_splits(data, fold)
+    backbone = open_backbone(name, datasets[0].image_shape, image_size).to(default_device())
+    click.get_current_context().with_resource(hold(out))
+    progress = _Progress()
+    extract(datasets, backbone, config, LocalStore(out), progress)
+    for dataset in datasets:
+        pairs = dataset.pairs
+        repeated = pairs.num_pairs - pairs.num_texts
+        note = f" ({repeated} more than texts: in this format a caption belongs to one image)" if repeated else ""
+        click.echo(f"{dataset.split}: features of {pairs.num_images} images, {pairs.num_pairs} captions{note}")
+    click.echo(f"features: {out}" if progress.began else f"already done: {out}")
+
+
+def _all_splits(data: str, fold: int) -> list[Any]:
+    """Every split there is. Raises BadInput when there is none."""
+    from miner.artifacts.errors import BadInput
+    from trainer.data import Split
+
+    found, missing = [], []
+    for split in get_args(Split):
+        try:
+            found.append(open_dataset(data, fold, split))
+        except BadInput as absent:
+            missing.append((split, absent))
+    if not found:
+        raise missing[0][1]
+    for split, why in missing:
+        click.echo(f"warning: no features of the split {split}: {why}", err=True)
+    return found
+
+
+class _Progress:
+    """A line on stderr every few seconds: how many pictures, how fast, how long still."""
+
+    EVERY = 5.0
+
+    def __init__(self) -> None:
+        self.began: dict[str, tuple[float, int]] = {}
+        self.said = time.monotonic()
+
+    def __call__(self, split: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        # The first batch of a split counts as its start: what was there before took no time.
+        since, before = self.began.setdefault(split, (now, done))
+        if done < total and now - self.said < self.EVERY:
+            return
+        self.said = now
+        rate = (done - before) / (now - since) if now > since else 0.0
+        left = f", {rate:.1f} images/s, {_span((total - done) / rate)} left" if rate and done < total else ""
+        click.echo(f"{split}: {done} of {total} images{left}", err=True)
+
+
+def _span(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"

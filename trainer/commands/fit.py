@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trainer.commands import DATA, FOLD, FOLDER, draft_at, loss_of, open_dataset, sections_of, was_given
+from trainer.commands import DATA, FOLD, FOLDER, draft_at, loss_of, model_of, open_dataset, sections_of, was_given
 
 if TYPE_CHECKING:
     from trainer.fit import EpochLog
@@ -17,14 +17,22 @@ if TYPE_CHECKING:
 @DATA
 @FOLD
 @click.option("--out", required=True, type=FOLDER, help="Folder to write the checkpoint to.")
-@click.option("--model", "model_name", help="Model. [default: cnn_gru for pictures, vsepp for vectors]")
+@click.option(
+    "--model",
+    metavar="NAME[:KEY=VALUE,...]",
+    help="Model; see below. [default: cnn_gru for pictures, vse_inf for regions, vsepp for vectors]",
+)
 @click.option("--loss", metavar="NAME[:KEY=VALUE,...]", help="Objective; see below. [default: triplet]")
 @click.option("--quintuplet", is_flag=True, help="Train on offline negatives too (AOQ); needs --negatives.")
 @click.option("--negatives", type=FOLDER, help="What `miner mine` wrote for this data: i2t/ and t2i/.")
 @click.option(
     "--form", type=click.Choice(["OffTri", "OffQuin", "AdapOffQuin"]), help="Form of AOQ. [default: AdapOffQuin]"
 )
-@click.option("--start", type=FOLDER, help="Checkpoint to go on from. [default: fresh weights]")
+@click.option(
+    "--start",
+    type=FOLDER,
+    help="Checkpoint to go on from, and its model unless --model says another. [default: fresh weights]",
+)
 @click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True, help="Epochs to add.")
 @click.option("--batch-size", type=click.IntRange(min=2), default=128, show_default=True, help="Pairs per step.")
 @click.option("--lr", type=float, default=2e-4, show_default=True, help="Learning rate of Adam.")
@@ -37,7 +45,7 @@ def fit(
     data: str,
     fold: int,
     out: Path,
-    model_name: str | None,
+    model: str | None,
     loss: str | None,
     quintuplet: bool,
     negatives: Path | None,
@@ -55,6 +63,8 @@ def fit(
         trainer fit --data emoji --quintuplet --form OffTri --negatives runs/negatives --out runs/offtri
         trainer fit --data emoji --loss goal:triplet=nca,pair=lin --out runs/goal
         trainer fit --data emoji --loss ntxent:tau=0.05,offline=softmax --negatives runs/negatives --out runs/ntxent
+        trainer fit --data flickr8k/ --model vsrn:dim=1024,caption_loss=1 --out runs/vsrn
+        trainer fit --data coco/ --model clip:path=/models/clip-vit-base,tuning=lora --lr 1e-5 --out runs/clip
         trainer fit --data flickr8k/ --settings vsepp.toml --out runs/vsepp
 
     \b
@@ -63,6 +73,11 @@ def fit(
         goal (triplet=con|nca|cir|hinge, pair=con|lin|sig|lin_ms|sig_ms|sig_ms_bounded).
     All in-batch ones take offline=OffTri or OffQuin: AOQ's offline hinges on top; ntxent also offline=softmax, goal
     also offline=goal.
+
+    
+    Models, each with its settings in trainer/models/NAME.py:
+        vsepp, vsrn, vse_inf (text=bert), scan, bfan: precomputed vectors or regions;
+        clip: pictures, any dual encoder of transformers; cnn_gru: small pictures; custom: factory=module:function.
 
     The first epoch uses all negatives, later ones the hardest. After an interruption the same command goes on from
     the last finished epoch; when it has finished, it does nothing. A flag given here wins over the settings file.
@@ -91,13 +106,14 @@ def fit(
             "--negatives belongs to --quintuplet, or to a loss with offline=...; add one, or leave --negatives out."
         )
     dataset = open_dataset(data, fold, "train")
-    default_model = "cnn_gru" if len(dataset.image_shape) == 3 else "vsepp"
-    named = sections["model"].pop("name", default_model)
-    model_config = models.configure(model_name or str(named), sections["model"])
     chosen = {key: value for key, value in fit_flags.items() if key not in sections["fit"] or was_given(key)}
     fit_config = registry.validated(FitConfig, {**sections["fit"], **chosen}, "[fit]")
     tables = open_tables(negatives, dataset.pairs) if negatives is not None else None
     begin = Checkpoint.load(start) if start is not None else None
+    if begin is not None and model is None and not sections["model"]:
+        model_config = begin.model_config
+    else:
+        model_config = model_of(model, sections["model"], dataset.image_shape)
     if begin is not None and fit_config.total_epochs is not None and begin.epoch >= fit_config.total_epochs:
         raise BadInput(
             f"{start}: {begin.epoch} epochs are done, but fit.total_epochs is {fit_config.total_epochs}; raise it."

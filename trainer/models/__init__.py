@@ -36,6 +36,7 @@ class Encoder(nn.Module):
     tokenizer: Tokenizer
     dim: int
     has_auxiliary_loss: bool = False
+    batch_statistics: bool = False  # whether an item's embedding depends on its batch, in training
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Images as the data format gives them, (B, ...) -> (B, dim) float32, each of length 1."""

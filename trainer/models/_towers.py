@@ -1,4 +1,4 @@
-"""What the published models share: linear maps, word states, and which images they take."""
+"""What the published models share: linear maps, word states, batch statistics, and which images they take."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import batch_norm
 
 from miner.artifacts.errors import BadInput
 from trainer.text import PAD
 
-__all__ = ["WordStates", "linear", "region_dim"]
+__all__ = ["BatchNorm", "WordStates", "linear", "region_dim"]
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:
@@ -32,6 +33,20 @@ def region_dim(model: str, image_shape: tuple[int, ...]) -> int:
     return image_shape[-1]
 
 
+class BatchNorm(nn.BatchNorm1d):
+    """Batch normalisation of every element there is, (..., channels).
+
+    One element alone has no variance: in training too it is normalised by the running statistics, and leaves these.
+    """
+
+    def forward(self, values: Tensor) -> Tensor:
+        elements = values.flatten(0, -2)
+        if len(elements) > 1 or not self.training:
+            return super().forward(elements).view_as(values)
+        alone = batch_norm(elements, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return alone.view_as(values)
+
+
 class WordStates(nn.Module):
     """Embedding, then a one-layer GRU: a state per word, (B, L, hidden). Two directions are averaged.
 
@@ -51,9 +66,11 @@ class WordStates(nn.Module):
         if not self.gru.bidirectional:
             states: Tensor = self.gru(words)[0]
             return states
-        packed = nn.utils.rnn.pack_padded_sequence(words, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        # Longest first: left to sort by itself, unpacking waits for the device to tell it the order.
+        lengths, order = lengths.cpu().sort(descending=True)
+        packed = nn.utils.rnn.pack_padded_sequence(words[order.to(words.device)], lengths, batch_first=True)
         both, _ = nn.utils.rnn.pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=tokens.shape[1])
-        forward, backward = both.chunk(2, dim=2)
+        forward, backward = both[order.argsort().to(words.device)].chunk(2, dim=2)
         return (forward + backward) / 2
 
     @staticmethod
