@@ -52,7 +52,9 @@ MODELS: dict[str, dict[str, Any]] = {
 IMAGES = {"gap": "image_lite0_gap.npy", "regions": "image_lite0_regions9_pca256.npy"}
 EPOCHS, FIRST, ROUNDS = 10, 4, 2
 FIT = {"batch_size": 128, "lr": 5e-4, "lr_schedule": "cosine", "warmup_epochs": 1, "threads": 1, "min_count": 4}
-AOQ = {"h_t": 300, "h_v": 60}
+# As published (margin_offline 0, gradient through the weights) VSE++ collapsed in its second mined round: the weights
+# pull offline negatives nearer, and their hinges are empty until it is too late.
+AOQ = {"h_t": 300, "h_v": 60, "margin_offline": 0.1, "detach_weights": True, "clamp_weights": True}
 TRAINING = ("encode", "index", "mine", "fit")
 
 
@@ -95,7 +97,7 @@ def settings_of(work: Path, model: str, seed: int, arm: str, epochs: int = EPOCH
         "model": MODELS[model]["model"],
         "loss": {"name": "aoq", "form": form, **AOQ} if form in FORMS else {"name": "triplet"},
         "fit": {**FIT, **({"online_epochs": FIRST} if mode == "paper" else {}), **fit},
-        "mine": {"k": max(AOQ["h_t"], AOQ["h_v"])},
+        "mine": {"k": max(AOQ["h_t"], AOQ["h_v"]), "num_candidates": 400},
     }
     return Settings.parse(raw, arm)
 

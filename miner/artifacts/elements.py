@@ -80,15 +80,13 @@ class ElementLists:
     def dim(self) -> int:
         return int(self.values[0].shape[1])
 
+    def lengths(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """How many elements each row has, (n,)."""
+        return self._spans(rows)[2]
+
     def take(self, rows: npt.NDArray[np.int64]) -> tuple[Values, npt.NDArray[np.int64]]:
         """(values (n, longest of these, dim), lengths (n,)); beyond a row's length are elements of its neighbours."""
-        shard_of = np.searchsorted(self.first_rows, rows, side="right") - 1
-        starts, lengths = np.empty(len(rows), dtype=np.int64), np.empty(len(rows), dtype=np.int64)
-        for shard in np.unique(shard_of):
-            here = shard_of == shard
-            local = rows[here] - self.first_rows[shard]
-            starts[here] = self.offsets[shard][local]
-            lengths[here] = self.offsets[shard][local + 1] - starts[here]
+        shard_of, starts, lengths = self._spans(rows)
         longest = int(lengths.max(initial=1))
         found = np.empty((len(rows), longest, self.dim), dtype=self.values[0].dtype)
         for shard in np.unique(shard_of):
@@ -96,3 +94,16 @@ class ElementLists:
             at = np.minimum(starts[here, None] + np.arange(longest), len(self.values[shard]) - 1)
             found[here] = self.values[shard][at]
         return found, lengths
+
+    def _spans(
+        self, rows: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """(shard, first element there, length) of every row."""
+        shard_of = np.searchsorted(self.first_rows, rows, side="right") - 1
+        starts, lengths = np.empty(len(rows), dtype=np.int64), np.empty(len(rows), dtype=np.int64)
+        for shard in np.unique(shard_of):
+            here = shard_of == shard
+            local = rows[here] - self.first_rows[shard]
+            starts[here] = self.offsets[shard][local]
+            lengths[here] = self.offsets[shard][local + 1] - starts[here]
+        return shard_of, starts, lengths

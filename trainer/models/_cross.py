@@ -88,8 +88,10 @@ class CrossAttention(PairScorer):
             image_blocks = list(self._blocks(images, images_at_once, "t2i"))
             columns = []
             for text in self._blocks(texts, texts_at_once, "i2t"):
-                words = text.values.transpose(0, 1).flatten(0, 1)
-                columns.append(torch.cat([run(image, text, words) for image in image_blocks]))
+                # Few regions: their products are smaller to turn round than the words.
+                turn = len(images) * images.values.shape[1] >= self.dim
+                words = (text.values.transpose(0, 1) if turn else text.values).flatten(0, 1)
+                columns.append(torch.cat([run(image, text, words, turn) for image in image_blocks]))
             found = torch.cat(columns, 1)
         found = found if image_places is None else found.index_select(0, image_places)
         return found if text_places is None else found.index_select(1, text_places)
@@ -105,13 +107,22 @@ class CrossAttention(PairScorer):
             blocks = zip(self._blocks(images, at_once, "t2i"), self._blocks(texts, at_once, "i2t"), strict=True)
             return torch.cat([run(image, text)[:, 0] for image, text in blocks])
 
-    def _block(self, images: _Block, texts: _Block, words: Tensor | None = None) -> Tensor:
-        """(images, texts), with `words` (words * texts, dim), first words first; else (n, 1) of image and text i."""
+    def _block(
+        self, images: _Block, texts: _Block, words: Tensor | None = None, first_words_first: bool = True
+    ) -> Tensor:
+        """(images, texts) with `words` (words * texts, dim), first words first or text by text.
+
+        Without: (n, 1) of image and text i.
+        """
         if words is None:
             products = torch.bmm(images.values, texts.values.transpose(1, 2))[..., None]
             turned = products.transpose(1, 2)
         else:
-            products = (images.values.flatten(0, 1) @ words.T).view(*images.mask.shape, *texts.mask.T.shape)
+            products = images.values.flatten(0, 1) @ words.T
+            if first_words_first:
+                products = products.view(*images.mask.shape, *texts.mask.T.shape)
+            else:
+                products = products.view(*images.mask.shape, *texts.mask.shape).transpose(2, 3)
             turned = products.permute(3, 2, 1, 0)
         paired = words is None
         found = []
@@ -124,7 +135,7 @@ class CrossAttention(PairScorer):
 
     def _blocks(self, elements: Elements, at_once: int, context_of: Direction) -> Iterator[_Block]:
         for run in _runs(elements, at_once):
-            values = run.values.masked_fill(~run.mask[:, :, None], 0)
+            values = run.values if bool(run.mask.all()) else run.values.masked_fill(~run.mask[:, :, None], 0)
             gram = torch.bmm(values, values.transpose(1, 2)) if context_of in self.directions else None
             yield _Block(values, run.mask, values.square().sum(2), gram)
 
@@ -165,9 +176,9 @@ def _view(products: Tensor, contexts: _Block, queries: _Block, paired: bool) -> 
 
 def _shortest_first(elements: Elements) -> tuple[Elements, Tensor | None]:
     """Items in order of length, and where each item went; None when all stay."""
-    order = elements.lengths.argsort(stable=True)
-    if bool((elements.lengths == elements.lengths[0]).all()):
+    if bool((elements.lengths[1:] >= elements.lengths[:-1]).all()):
         return elements, None
+    order = elements.lengths.argsort(stable=True)
     places = torch.empty_like(order)
     places[order] = torch.arange(len(order), device=order.device)
     return elements.take(order), places
