@@ -5,8 +5,9 @@
 Every (model, seed) trains these arms, from the same initial weights and the same batches:
 
     triplet              online max-violation triplet, the baseline
-    loop AdapOffQuin     as quintain trains: the model finds its own negatives anew each round and goes on
-    paper OffTri, ...    as the paper trains: the baseline finds the candidates, a fresh model trains on them
+    loop OffTri, ...     as quintain trains: the model finds its own negatives anew each round and goes on
+    paper OffTri, ...    as the paper trains: the baseline finds the candidates, a fresh model trains on them; but its
+                         first 4 epochs see online negatives alone, as loop's do
     triplet, loop's time the triplet for as many epochs as fit into the time of `loop AdapOffQuin`, mining included;
     triplet, paper's time   or of `paper AdapOffQuin`, its first model included (`--equal-time`). Costs are measured
                          first, one after the other on the idle machine
@@ -22,7 +23,9 @@ Finished trainings are kept in --work and reused, so a stopped benchmark goes on
 from __future__ import annotations
 
 import csv
+import io
 import json
+import os
 import platform
 import sys
 from collections.abc import Iterable
@@ -37,7 +40,7 @@ import numpy as np
 from pipelines.compare.results import interval
 
 FORMS = ("OffTri", "OffQuin", "AdapOffQuin")
-ARMS = ("triplet", "loop AdapOffQuin", *(f"paper {form}" for form in FORMS))
+ARMS = ("triplet", *(f"{mode} {form}" for mode in ("loop", "paper") for form in reversed(FORMS)))
 METRICS = ("rsum", "i2t_r1", "t2i_r1", "i2t_r_precision", "t2i_r_precision", "dev_rsum")
 
 # The published models at a size that two cores train in minutes: 256 dimensions instead of 1,024 or 2,048.
@@ -58,6 +61,13 @@ AOQ = {"h_t": 300, "h_v": 60, "margin_offline": 0.1, "detach_weights": True, "cl
 TRAINING = ("encode", "index", "mine", "fit")
 
 
+def write(path: Path, text: str) -> None:
+    """Whole or not at all, so that what a stopped benchmark left can be trusted."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
 def prepare(source: Path, work: Path) -> None:
     """The features as folders of the format `vectors`, under --work."""
     ids = (source / "ids.txt").read_text().split()
@@ -72,13 +82,14 @@ def prepare(source: Path, work: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         np.save(folder / "images.npy", np.load(source / file))
         (folder / "image_ids.txt").write_text("\n".join(ids) + "\n")
-        with open(folder / "pairs.csv", "w", newline="", encoding="utf-8") as out:
-            writer = csv.writer(out)
-            writer.writerow(["image_id", "text_id", "text", "split"])
-            for row, caption in enumerate(captions):
-                name = ids[row // 5]
-                if name in split_of:
-                    writer.writerow([name, f"{name}#{row % 5}", caption, split_of[name]])
+        out = io.StringIO(newline="")
+        writer = csv.writer(out)
+        writer.writerow(["image_id", "text_id", "text", "split"])
+        for row, caption in enumerate(captions):
+            name = ids[row // 5]
+            if name in split_of:
+                writer.writerow([name, f"{name}#{row % 5}", caption, split_of[name]])
+        write(folder / "pairs.csv", out.getvalue())
 
 
 def settings_of(work: Path, model: str, seed: int, arm: str, epochs: int = EPOCHS, **fit: Any) -> Any:
@@ -148,7 +159,7 @@ def run_arm(work: Path, source: Path, model: str, seed: int, arm: str, epochs: i
     fit = next(step for step in reversed(steps) if step.stage.work == "fit")
     kept = root / f"measured-{fit.prefix.replace('/', '-')}.json"
     if not kept.exists():
-        kept.write_text(json.dumps(measured(settings, steps, store, source)))
+        write(kept, json.dumps(measured(settings, steps, store, source)))
     return {**json.loads(kept.read_text()), "epochs": epochs}
 
 
@@ -184,7 +195,7 @@ def epochs_in_equal_time(work: Path, model: str, mode: str) -> int:
             "quintuplet step": epochs["r1/fit", FIRST + 1],
             "mining": mining,
         }
-        kept.write_text(json.dumps(costs))
+        write(kept, json.dumps(costs))
     cost = json.loads(kept.read_text())
     steps_per_epoch = 30_000 // FIT["batch_size"]
     slower = cost["quintuplet step"] / cost["triplet step"]
@@ -249,7 +260,7 @@ def main(
         for future in [pool.submit(run_member, work, source, model, seed, plan[model]) for model, seed in order]:
             found.append(future.result())
             if out:
-                out.write_text(json.dumps({"members": found}, indent=1))
+                write(out, json.dumps({"members": found}, indent=1))
     labels = [arm for arm, _ in plan[wanted[0]]]
     lines = report(found, labels)
     machine = f"{platform.machine()} {platform.system()}, {jobs} trainings at a time, 1 thread each"
@@ -267,7 +278,7 @@ def main(
         shown = {
             m: {a: {n: [v.mean, v.half] for n, v in line.items()} for a, line in by.items()} for m, by in lines.items()
         }
-        out.write_text(json.dumps({"machine": machine, "summary": shown, "members": found}, indent=1))
+        write(out, json.dumps({"machine": machine, "summary": shown, "members": found}, indent=1))
 
 
 if __name__ == "__main__":

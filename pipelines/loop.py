@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from miner.artifacts.errors import BadInput
 from miner.artifacts.manifest import MANIFEST, Draft, Manifest, canonical_json, find_artifact
-from miner.artifacts.pairs import PAIRS, commit_pairs
+from miner.artifacts.pairs import PAIRS, Side, commit_pairs
 from miner.artifacts.store import LocalStore, Store
 from pipelines.executors import Executor
 from pipelines.jobs import Task, settings_json
@@ -39,7 +39,12 @@ def describe(settings: Settings) -> Data:
     tokenizer = models.tokenizer_of(settings.model, pairs.texts, settings.fit_config(0).min_count)
     model = models.build(settings.model, tokenizer, splits["train"].image_shape)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    return Data(fingerprints, pairs.num_images, pairs.num_texts, pairs.num_pairs, weights)
+    shape = splits["train"].image_shape
+    elements: dict[Side, float] = {
+        "image": shape[0] if len(shape) == 2 else 1,
+        "text": float(tokenizer.encode(pairs.texts)[1].mean()),
+    }
+    return Data(fingerprints, pairs.num_images, pairs.num_texts, pairs.num_pairs, weights, elements)
 
 
 def saved_data(store: Store) -> Data | None:
@@ -65,7 +70,7 @@ def prepare_data(settings: Settings, data: Data, store: Store) -> None:
 
     saved = saved_data(store)
     if saved is None:
-        about = {key: value for key, value in asdict(data).items() if key != "weights"}
+        about = {key: value for key, value in asdict(data).items() if key not in ("weights", "elements")}
         commit_pairs(Draft(store, PAIRS, PAIRS, about), load(settings.data, "train").pairs, {})
     elif saved != data:
         changed = [split for split in data.fingerprints if data.fingerprints[split] != saved.fingerprints[split]]

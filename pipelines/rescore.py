@@ -101,6 +101,7 @@ def rescore(
             continue
         order = pairs.order(sides(direction)[0])
         score = scorer(model, images, texts, direction)
+        click.echo(f"{direction}: scoring {min(recall_sample, len(order))} anchors with everything", err=True)
         with quiet(model, threads=1):
             measured = _measured(table, score, pairs, order, k, recall_sample)
             with click.progressbar(length=len(order), label=direction, show_pos=True) as bar:

@@ -8,7 +8,7 @@ at the end  report
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, get_args
 
@@ -30,6 +30,7 @@ _LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "analyze": ("torch",),
     "report": (),
 }
+_RUNS_MODEL = ("encode", "mine", "fit", "evaluate", "analyze")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,9 @@ class Data:
     num_images: int
     num_texts: int
     num_pairs: int
-    weights: int = field(default=0, compare=False)  # bytes of a model's weights; not what the data is
+    # For the costs alone: bytes of a model's weights, and how many elements an item has on average.
+    weights: int = field(default=0, compare=False)
+    elements: Mapping[Side, float] = field(default_factory=dict, compare=False)
 
     def rows(self, side: Side) -> int:
         return self.num_images if side == "image" else self.num_texts
@@ -60,6 +63,7 @@ class Stage:
     unit: str = "task"
     disk: int = 0
     memory: int = 0
+    libraries: tuple[str, ...] = ()  # of the model, beside what the work itself needs
 
     @property
     def label(self) -> str:
@@ -81,7 +85,7 @@ class Stage:
         return {
             "parents": dict(fingerprints),
             "parameters": dict(self.parameters),
-            "versions": {"stage": _REVISION[self.work], **_versions(self.work)},
+            "versions": {"stage": _REVISION[self.work], **_versions((*_LIBRARIES[self.work], *self.libraries))},
         }
 
 
@@ -98,7 +102,11 @@ def declare(settings: Settings, data: Data) -> list[Stage]:
             f"loss.skip_t = {settings.loss.skip_t}, loss.skip_v = {settings.loss.skip_v}: mine.k = {settings.mine.k} "
             "negatives are all passed over; mine more, or skip fewer."
         )
-    if settings.two_stage and settings.mine.candidates(smallest) < min(settings.mine.k, smallest):
+    if (
+        settings.loss.needs_tables
+        and settings.two_stage
+        and settings.mine.candidates(smallest) < min(settings.mine.k, smallest)
+    ):
         raise BadInput(
             f"mine.num_candidates = {settings.mine.num_candidates} is smaller than mine.k = {settings.mine.k}: the "
             "model's own score picks the negatives among the candidates; search for several times k."
@@ -128,7 +136,8 @@ def declare(settings: Settings, data: Data) -> list[Stage]:
     look = {"data": data.fingerprints["train"], "settings": sections}
     shown = tuple((s.name, s.name) for s in stages if s.work in ("mine", "evaluate"))
     stages.append(Stage(last, "report", "", "report", shown, look, disk=4 * 2**20, memory=2**28))
-    return stages
+    used = getattr(settings.model, "libraries", ())
+    return [replace(stage, libraries=used) if stage.work in _RUNS_MODEL else stage for stage in stages]
 
 
 def _mining(settings: Settings, data: Data, round: int) -> list[Stage]:
@@ -143,7 +152,11 @@ def _mining(settings: Settings, data: Data, round: int) -> list[Stage]:
         parents = (("checkpoint", f"r{round - 1}/fit"),)
         parameters = train | {"side": side, **settings.encode.model_dump(mode="json", exclude=unread)}
         rows, per = data.rows(side), settings.encode.shard_rows
-        cost = {"disk": rows * width, "memory": 2**29 + per * width}
+        each = width
+        if two_stage:
+            size = 2 if settings.encode.element_dtype == "float16" else 4
+            each += int(data.elements.get(side, 1) * settings.model.dim * size)
+        cost: dict[str, Any] = {"disk": rows * each, "memory": 2**29 + 3 * per * each}
         stages.append(Stage(round, "encode", side, "embeddings", parents, parameters, -(-rows // per), "shard", **cost))
     for side in get_args(Side):
         vectors = data.rows(side) * width
@@ -172,12 +185,14 @@ def _mining(settings: Settings, data: Data, round: int) -> list[Stage]:
 
 def _fit(settings: Settings, data: Data, round: int, mined: bool) -> dict[str, Any]:
     """Round 0 sees no offline negative, so that changing an offline setting leaves it done."""
-    loss = settings.loss if mined else settings.loss.online
+    loss, fit = settings.loss, settings.fit_config(round)
+    if not mined:
+        loss, fit = loss.online, fit.model_copy(update={"online_epochs": 0})
     return {
         "data": data.fingerprints["train"],
         "model": _section(settings, "model"),
         "loss": {"name": type(loss).__module__.rpartition(".")[2], **loss.model_dump(mode="json")},
-        "fit": settings.fit_config(round).model_dump(mode="json"),
+        "fit": fit.model_dump(mode="json"),
         "first_epoch": settings.run.epochs_of(round)[0],
         "round": round,
     }
@@ -188,9 +203,9 @@ def _section(settings: Settings, section: str) -> dict[str, Any]:
     return dumped
 
 
-def _versions(work: Work) -> dict[str, str]:
+def _versions(libraries: tuple[str, ...]) -> dict[str, str]:
     found = {}
-    for library in _LIBRARIES[work]:
+    for library in libraries:
         try:
             found[library] = version(library)
         except PackageNotFoundError:

@@ -73,11 +73,22 @@ def encode_elements(
     with quiet(model, threads):
         for mine, here, inputs in _batches(model, dataset, side, rows, batch_size):
             elements = model.image_elements(*inputs) if side == "image" else model.text_elements(*inputs)
-            pooled[mine] = elements.pooled.cpu().numpy()[here]
+            # A model may have a vector of its own to search with.
+            encode = f"encode_{side}s"
+            own = getattr(type(model), encode) is not getattr(PairScorer, encode)
+            vectors: torch.Tensor = getattr(model, encode)(*inputs) if own else elements.pooled
+            pooled[mine] = vectors.cpu().numpy()[here]
             lengths[mine] = elements.lengths.cpu().numpy()[here]
-            batch = elements.values.cpu().numpy().astype(dtype)
+            with np.errstate(over="ignore"):  # told below
+                batch = elements.values.cpu().numpy().astype(dtype)
+            counted = np.arange(batch.shape[1]) < elements.lengths.cpu().numpy()[:, None]
+            if not np.isfinite(batch[counted]).all():
+                raise BadInput(
+                    f"{dataset.name}: {side} elements are not finite as {np.dtype(dtype)}; set encode.element_dtype = "
+                    '"float32", or train again if they are that already.'
+                )
             for row, at in zip(mine.tolist(), here.tolist(), strict=True):
-                values[row] = batch[at, : lengths[row]]
+                values[row] = batch[at, : lengths[row]].copy()
     _check(pooled, dataset, side, rows)
     return pooled, np.concatenate(values), lengths
 

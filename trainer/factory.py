@@ -33,8 +33,14 @@ class Factory:
             sys.path.append(here)
         try:
             spec = importlib.util.find_spec(module)
-        except (ModuleNotFoundError, ValueError):
+        except ModuleNotFoundError as missing:
+            if missing.name is not None and module != missing.name and not module.startswith(f"{missing.name}."):
+                raise BadInput(f"{self.what}: {self.name}: importing its package ended with {missing!r}.") from missing
             spec = None
+        except ValueError:
+            spec = None
+        except Exception as error:  # a package's own code runs when a module in it is looked for
+            raise BadInput(f"{self.what}: {self.name}: importing its package ended with {error!r}.") from error
         if spec is None or spec.origin is None or not spec.has_location:
             raise BadInput(
                 f"{self.what}: there is no module {module!r}, neither in the current folder {here} nor on Python's "

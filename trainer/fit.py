@@ -217,7 +217,8 @@ def _epoch(
             parts = losses.parts(effective, scored.similarities)
             if trainee.model.has_auxiliary_loss:
                 images, tokens, lengths = gathered.of_pairs()
-                parts["model"] = trainee.model.auxiliary_loss(images.to(device), tokens.to(device), lengths)
+                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+                    parts["model"] = trainee.model.auxiliary_loss(images.to(device), tokens.to(device), lengths)
             loss = torch.stack(list(parts.values())).sum()
             lr = learning_rate(config, epoch + step / len(plan), total_epochs)
             trainee.update(loss, lr)

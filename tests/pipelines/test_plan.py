@@ -90,6 +90,37 @@ def test_a_restart_trains_new_models_on_mined_negatives(folder: Path) -> None:
     assert stages["r0/fit"].parameters["fit"]["total_epochs"] == 5
 
 
+def test_offline_settings_leave_the_online_round_done(folder: Path) -> None:
+    raw = raw_settings(folder)
+    changed = {**raw, "loss": {"name": "aoq", "h_t": 3, "skip_t": 1}, "fit": {**raw["fit"], "online_epochs": 3}}
+    one, other = ({s.name: s for s in declare(Settings.parse(each, "t"), DATA)} for each in (raw, changed))
+    assert one["r0/fit"].parameters == other["r0/fit"].parameters
+    assert one["r1/fit"].parameters != other["r1/fit"].parameters
+
+
+def test_elements_count_in_the_costs_of_a_cross_attention_model(folder: Path) -> None:
+    raw = {**raw_settings(folder), "model": {"name": "scan", "dim": 16, "word_dim": 8}}
+    settings = Settings.parse(raw, "t")
+    few, many = (
+        {s.name: s for s in declare(settings, replace(DATA, elements={"image": regions, "text": 9.5}))}
+        for regions in (1, 36)
+    )
+    encode = "r1/encode-image"
+    assert many[encode].disk - few[encode].disk == DATA.num_images * 35 * 16 * 2
+    assert many[encode].memory > few[encode].memory
+    assert many["r1/encode-text"].disk == few["r1/encode-text"].disk == DATA.num_texts * (16 * 4 + int(9.5 * 16 * 2))
+
+
+def test_versions_of_a_models_libraries_are_inputs(folder: Path) -> None:
+    raw = {**raw_settings(folder), "model": {"name": "vse_inf", "text": "bert", "bert": {"path": "x"}, "dim": 16}}
+    stages = {s.name: s for s in declare(Settings.parse(raw, "t"), DATA)}
+    plain = {s.name: s for s in declare(Settings.parse(raw_settings(folder), "t"), DATA)}
+    for name in ("r0/fit", "r1/encode-text", "r1/evaluate"):
+        assert {"transformers", "tokenizers", "peft"} <= set(stages[name].inputs({})["versions"])
+        assert "transformers" not in plain[name].inputs({})["versions"]
+    assert "transformers" not in stages["r1/index-text"].inputs({})["versions"]
+
+
 def test_skipping_all_that_is_mined_is_refused(folder: Path) -> None:
     raw = raw_settings(folder)
     loss = {"name": "aoq", "skip_t": raw["mine"]["k"]}

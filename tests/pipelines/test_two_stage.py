@@ -199,6 +199,12 @@ def test_a_plain_model_does_not_read_these_settings(tmp_path: Path, folder: Path
     assert not any("changed" in line for line in stale)
 
 
+def test_a_triplet_asks_for_no_candidates(tmp_path: Path, regions: Path) -> None:
+    raw = raw_settings(regions, mine={"num_candidates": 2})
+    file = write_toml(tmp_path / "run.toml", {**raw, "model": MODELS["scan"], "loss": {"name": "triplet"}})
+    assert pipelines("plan", file, "--run-dir", tmp_path / "new").exit_code == 0
+
+
 def test_unequal_positives_are_in_the_set(truth: tuple[Dataset, np.ndarray], regions: Path) -> None:
     train, _ = truth
     counts = np.diff(train.pairs.positives("image")[0])

@@ -248,6 +248,7 @@ def other_size(folder: Path) -> None:
         (None, {"dim": 13}, "leave dim out"),
         (None, {"max_tokens": 13}, "at most 12 tokens"),
         (None, {"tuning": "lora", "lora_targets": ("no_such_layer",)}, "lora_targets"),
+        (None, {"tuning": "lora", "lora_targets": ("visual_projection",)}, "no layer of the vision tower"),
         (None, {"tuning": "lora", "lora_rank": 0}, "lora_rank"),
         (None, {"tuning": "half"}, "tuning"),
     ],

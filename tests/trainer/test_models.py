@@ -37,7 +37,7 @@ class Towers(torch.nn.Module):
         return normalize(self.images(images), dim=1)
 
     def encode_texts(self, tokens, lengths):
-        counted = torch.arange(tokens.shape[1]) < lengths[:, None]
+        counted = torch.arange(tokens.shape[1], device=tokens.device) < lengths.to(tokens.device)[:, None]
         return normalize((self.words(tokens) * counted[:, :, None]).sum(1), dim=1)
 
 

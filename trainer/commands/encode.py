@@ -32,9 +32,7 @@ _OF_BACKBONE = ("regions", "pool", "image_size", "batch_size", "dtype")
 @click.option(
     "--shard-rows",
     type=click.IntRange(min=1),
-    default=16384,
-    show_default=True,
-    help="With --checkpoint: vectors per file.",
+    help="With --checkpoint: items per file. [default: 16384, of a cross-attention model 1024]",
 )
 @click.option(
     "--regions", type=click.IntRange(min=1), help="With --backbone: the last map in N x N parts, for regions."
@@ -55,7 +53,7 @@ def encode(
     split: str | None,
     out: Path,
     threads: int,
-    shard_rows: int,
+    shard_rows: int | None,
     image_size: int | None,
     **settings: Any,
 ) -> None:
@@ -87,7 +85,9 @@ def encode(
         _features(data, fold, backbone, split, out, image_size, {**given, "threads": threads})
 
 
-def _vectors(data: str, fold: int, checkpoint: Path, split: str, out: Path, shard_rows: int, threads: int) -> None:
+def _vectors(
+    data: str, fold: int, checkpoint: Path, split: str, out: Path, shard_rows: int | None, threads: int
+) -> None:
     import torch
 
     from miner.artifacts.embeddings import EMBEDDINGS, shard_ranges
@@ -101,6 +101,7 @@ def _vectors(data: str, fold: int, checkpoint: Path, split: str, out: Path, shar
     model = found.model(default_device())
     # A cross-attention model's regions and words, for `trainer rescore`.
     elements = "float16" if isinstance(model, PairScorer) else None
+    shard_rows = shard_rows or (1024 if elements else 16384)
     click.get_current_context().with_resource(hold(out))
     check_pairs(out / "pairs.csv", dataset.pairs)
     meta = {"pairs": dataset.pairs.fingerprint, "checkpoint": artifact.manifest.fingerprint}

@@ -2,11 +2,13 @@
 
 A model is a module of this package with a frozen `Config` and `build(config, tokenizer, image_shape) -> Encoder`; its
 module name is its name on the command line and in a run file. `Config.dim` is the length of its embeddings;
-`Config.cross_attention = True` says that it builds a `PairScorer`. Three hooks are optional:
+`Config.cross_attention = True` says that it builds a `PairScorer`, `Config.libraries` whose versions, beside torch's,
+shape what it computes. Three hooks are optional:
 
 tokenizer(config, texts, min_count) -> Tokenizer    without it: a vocabulary of the training captions
 load_pretrained(config, model) -> None              fills a fresh model's weights; without it they are as built
-resolve(config) -> Config                           writes into the settings what they refer to (a folder's contents)
+resolve(config, base) -> Config                     writes into the settings what they refer to (a folder's contents);
+                                                    a relative path is meant from the folder `base`
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
@@ -43,7 +46,10 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def encode_texts(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Tokens (B, L) int64 and lengths (B,) -> (B, dim) float32, each of length 1. Padding does not contribute."""
+        """Tokens (B, L) int64 and lengths (B,) -> (B, dim) float32, each of length 1. Padding does not contribute.
+
+        Tokens are on the model's device, lengths on the CPU, where packing wants them.
+        """
         raise NotImplementedError
 
     def learning_rate_scale(self, parameter: str) -> float:
@@ -83,7 +89,7 @@ class Elements:
         return normalize(kept.sum(1) / self.lengths[:, None], dim=1)
 
     def take(self, rows: Tensor) -> Elements:
-        """The items `rows` (m,), cut to the longest of them is left to the caller."""
+        """The items `rows` (m,), as they are padded here."""
         return Elements(self.values.index_select(0, rows), self.lengths.index_select(0, rows))
 
 
@@ -132,10 +138,13 @@ def name_of(config: Any) -> str:
     return type(config).__module__.rpartition(".")[2]
 
 
-def resolved(config: Any) -> Any:
-    """The settings with what they refer to written into them. Raises BadInput when it is not there."""
+def resolved(config: Any, base: Path = Path()) -> Any:
+    """The settings with what they refer to, from the folder `base` on, written into them.
+
+    Raises BadInput when it is not there.
+    """
     resolve = getattr(_module(config), "resolve", None)
-    return config if resolve is None else resolve(config)
+    return config if resolve is None else resolve(config, base)
 
 
 def tokenizer_of(config: Any, texts: Sequence[str], min_count: int) -> Tokenizer:

@@ -44,12 +44,23 @@ class Pretrained(BaseModel):
     architecture: dict[str, JsonValue] = {}
     fingerprint: str = ""
 
-    def resolved(self) -> Self:
-        """With what the path refers to filled in, once. Raises BadInput when it is not there or cannot be used."""
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """Whose version shapes what the model computes."""
+        return "transformers", "tokenizers", "peft"
+
+    def resolved(self, base: Path = Path()) -> Self:
+        """With what the path refers to filled in, once; a folder's path is made absolute, from `base` on.
+
+        Raises BadInput when it is not there or cannot be used.
+        """
         if self.architecture:
             return self
-        folder = find(self.path)
-        return self.model_copy(update={"architecture": _config_of(folder), "fingerprint": _fingerprint(folder)})
+        here = base / Path(self.path).expanduser()
+        path = str(here.resolve()) if self.path and here.is_dir() else self.path
+        folder = find(path)
+        filled = {"path": path, "architecture": _config_of(folder), "fingerprint": _fingerprint(folder)}
+        return self.model_copy(update=filled)
 
     def config(self) -> Any:
         """The architecture as `transformers` holds it. Raises BadInput for one it does not know."""
@@ -125,7 +136,13 @@ class BertWords(nn.Module):
     def __init__(self, pretrained: Pretrained) -> None:
         super().__init__()
         config = pretrained.config()
-        self.hidden: int = config.hidden_size
+        hidden = getattr(config, "hidden_size", None)
+        if not isinstance(hidden, int):
+            raise BadInput(
+                f"{pretrained.path}: {config.model_type!r} is not a text encoder; give one such as BERT, or take "
+                "the model clip for a dual encoder."
+            )
+        self.hidden = hidden
         encoder: Any = pretrained.bare()
         if getattr(encoder, "pooler", None) is not None:
             encoder.pooler = None  # one vector per text, which nothing here would train

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
@@ -96,19 +97,20 @@ class Clip(Encoder):
         return self
 
 
-def resolve(config: Config) -> Config:
+def resolve(config: Config, base: Path = Path()) -> Config:
     """With the model, its fingerprint, its preprocessing and `dim` filled in from the folder.
 
     Raises BadInput when the folder holds no dual encoder, or none that takes pictures of one size.
     """
     if config.pixels is not None:
         return config
+    config = config.resolved(base)
     folder = find(config.path)
-    config = config.resolved()
     about = config.config()
     dual = library().MODEL_MAPPING.get(type(about), None)
     image, text = (getattr(dual, f"get_{side}_features", None) for side in ("image", "text"))
-    if image is None or text is None or "spatial_shapes" in inspect.signature(image).parameters:
+    towers = [getattr(about, f"{side}_config", None) for side in ("vision", "text")]
+    if image is None or text is None or None in towers or "spatial_shapes" in inspect.signature(image).parameters:
         raise BadInput(
             f"{folder}: {about.model_type!r} is not a dual encoder of pictures of one size and texts "
             "(get_image_features, get_text_features); give a CLIP, SigLIP or similar model."
@@ -165,6 +167,13 @@ def _adapt(model: nn.Module, config: Config) -> None:
         peft.inject_adapter_in_model(adapters, model)
     except ValueError as error:
         raise BadInput(f"model clip: lora_targets = {list(config.lora_targets)}: {error}") from error
+    for side in ("vision", "text"):
+        tower = getattr(model, f"{side}_model", None)
+        if tower is not None and not any("lora_" in name for name, _ in tower.named_parameters()):
+            raise BadInput(
+                f"model clip: lora_targets = {list(config.lora_targets)} name no layer of the {side} tower, which "
+                'would not learn; add its own ("query", "value" in BERT), or take another tuning.'
+            )
 
 
 def _tower(model: nn.Module, name: str) -> nn.Module:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ class Towers(Encoder):
         return encoded
 
 
-def resolve(config: Config) -> Config:
+def resolve(config: Config, base: Path = Path()) -> Config:
     """The settings with the `source` of today. Raises BadInput when there is no such module."""
     return config.model_copy(update={"source": hashlib.sha256(_factory(config).file.read_bytes()).hexdigest()})
 

@@ -12,6 +12,7 @@ dropped or not; there the pieces of a word are edited as one, here each; there a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, Self
 
 import torch
@@ -50,6 +51,11 @@ class Config(BaseModel):
     edit_words: float = Field(default=0.2, ge=0, lt=1)
     edit_masked: float = Field(default=0.5, ge=0, le=1)
     edit_random: float = Field(default=0.1, ge=0, le=1)
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """Whose version shapes what the model computes."""
+        return self.bert.libraries if self.text == "bert" else ()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -122,9 +128,9 @@ def load_pretrained(config: Config, model: VseInf) -> None:
         config.bert.load_into(model.words.encoder)
 
 
-def resolve(config: Config) -> Config:
+def resolve(config: Config, base: Path = Path()) -> Config:
     """The settings with what `bert.path` refers to. Raises BadInput when it is not there."""
-    return config.model_copy(update={"bert": config.bert.resolved()}) if config.text == "bert" else config
+    return config.model_copy(update={"bert": config.bert.resolved(base)}) if config.text == "bert" else config
 
 
 def edited(tokens: Tensor, lengths: Tensor, config: Config, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
