@@ -14,6 +14,8 @@
     dim = 256
     settings = { width = 64 }
 
+`lengths` are on the CPU, whatever the device of `tokens`; a mask wants `lengths.to(tokens.device)`.
+
 A subclass of `trainer.models.Encoder` may have more: a loss of its own, learning rates by parameter. It gets vectors as
 they are stored, float16 or float32. One of `trainer.models.PairScorer` scores pairs itself; then say
 `cross_attention = true`.
