@@ -1,13 +1,13 @@
 """Pictures to precomputed features, in the `precomp` format: what most published models of the field are trained on.
 
-    {split}_ims.npy     (rows, dim), or (rows, regions, dim) with regions from the upper left, row by row
-    {split}_caps.txt    one caption per line, the captions of an image together, in the order of the images
-    {split}_ids.txt     the id of its image for every caption, so that images may have unequal numbers of captions
-    manifest.json       written last
+    {split}_ims.npy         (rows, dim), or (rows, regions, dim) with regions from the upper left, row by row
+    {split}_caps.txt        one caption per line, the captions of an image together, in the order of the images
+    {split}_ids.txt         the id of its image for every caption, so that images may have unequal numbers of captions
+    {split}_text_ids.txt    the id of every caption; one that belongs to several images is there once for each of them
+    manifest.json           written last
 
 Features are computed for fixed ranges of pictures, so that where a killed extraction went on does not show. Finished
-shards wait in the folder .parts until all are there; for a while the features are on disk twice. In this format a
-caption belongs to one image: one that belongs to several is written once for each.
+shards wait in the folder .parts until all are there; for a while the features are on disk twice.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -30,15 +30,25 @@ from torch.nn.functional import adaptive_avg_pool2d
 from miner.artifacts.embeddings import npy_bytes, part_name, shard_ranges
 from miner.artifacts.errors import BadInput
 from miner.artifacts.manifest import Artifact, Draft, FileRecord
+from miner.artifacts.pairs import Side
 from miner.artifacts.store import Store
 from trainer.backbones import Backbone, Features
 from trainer.data import Dataset, ImageSource
+from trainer.data.precomp import FEATURES
 from trainer.encode import quiet
 
-__all__ = ["FEATURES", "ExtractConfig", "captions", "extract", "pooled"]
+__all__ = ["FEATURES", "Captions", "ExtractConfig", "captions", "extract", "pooled"]
 
-FEATURES = "features"
 _PARTS = ".parts"
+_SHARD_ROWS = 1024  # pictures that a kill may cost at most: a minute or two of a large network
+
+
+class Captions(NamedTuple):
+    """The lines of a split's text files: captions, the image of each, and the text that it is."""
+
+    caps: list[str]
+    ids: list[str]
+    text_ids: list[str]
 
 
 class ExtractConfig(BaseModel):
@@ -93,15 +103,16 @@ def extract(
 ) -> Artifact:
     """Write the features and captions of every split, as an artifact at the root of `store`.
 
-    `told(split, done, total)` is called after every batch. At most `shard_bytes` of features, or one batch, are held in
-    memory and lost by a kill. Raises BadInput when somebody else's files are in the place, and for features that are
-    not finite or pictures without captions.
+    `told(split, done, total)` is called after every batch. At most `shard_bytes` of features, the features of 1024
+    pictures, or one batch, are held in memory and lost by a kill. Raises BadInput when somebody else's files are in the
+    place, and for features that are not finite or pictures without captions.
     """
     splits = {dataset.split: dataset for dataset in datasets}
     inputs = {
         "data": [[dataset.name, split, dataset.fingerprint] for split, dataset in splits.items()],
         "backbone": backbone.fingerprint,
         "settings": config.model_dump(mode="json"),
+        "files": list(Captions._fields),
         "torch": torch.__version__,
     }
     draft, parts = (Draft(store, prefix, FEATURES, inputs) for prefix in (".", _PARTS))
@@ -109,14 +120,15 @@ def extract(
     if done is None:
         rows = {split: len(dataset.images) for split, dataset in splits.items()}
         texts = {split: captions(dataset) for split, dataset in splits.items()}
-        _check_free(store, [f"{split}_{end}" for split in splits for end in ("ims.npy", "caps.txt", "ids.txt")])
+        ends = ["ims.npy", *(f"{end}.txt" for end in Captions._fields)]
+        _check_free(store, [f"{split}_{end}" for split in splits for end in ends])
         shards = {
             split: _shards(parts, dataset, backbone, config, told, shard_bytes) for split, dataset in splits.items()
         }
         files: dict[str, FileRecord] = {}
-        for split, (lines, ids) in texts.items():
+        for split, columns in texts.items():
             files[f"{split}_ims.npy"] = _joined(draft, f"{split}_ims.npy", parts, shards[split], rows[split])
-            for end, column in (("caps", lines), ("ids", ids)):
+            for end, column in columns._asdict().items():
                 name = f"{split}_{end}.txt"
                 files[name] = draft.add(name, ("\n".join(column) + "\n").encode(), len(column))
         done = draft.commit(files, {"backbone": Path(backbone.name).name, "rows": rows})
@@ -126,19 +138,25 @@ def extract(
     return done
 
 
-def captions(dataset: Dataset) -> tuple[list[str], list[str]]:
-    """(captions, the image id of each) in the order of the images; a caption of several images is there for each.
+def captions(dataset: Dataset) -> Captions:
+    """The captions in the order of the images; one of several images is there for each.
 
     Raises BadInput for a set without captions, or ids that are no lines of their own.
     """
     pairs = dataset.pairs
     if not pairs.texts:
         raise BadInput(f"{dataset.name}: no captions, only ids; features are written together with the captions.")
-    ids = [_line(image_id) for image_id in pairs.image_ids]
-    if len(set(ids)) != len(ids):
-        raise BadInput(f"{dataset.name}: two image ids differ in spaces or line ends alone; give them other ids.")
+    ids: dict[Side, list[str]] = {}
+    for side in get_args(Side):
+        ids[side] = [_line(own) for own in pairs.ids(side)]
+        if len(set(ids[side])) != len(ids[side]):
+            raise BadInput(f"{dataset.name}: two {side} ids differ in spaces or line ends alone; give them other ids.")
     # Pairs are sorted by image, then by text.
-    return [_line(pairs.texts[row]) for row in pairs.text_rows], [ids[row] for row in pairs.image_rows]
+    return Captions(
+        [_line(pairs.texts[row]) for row in pairs.text_rows],
+        [ids["image"][row] for row in pairs.image_rows],
+        [ids["text"][row] for row in pairs.text_rows],
+    )
 
 
 def _line(text: str) -> str:
@@ -167,7 +185,8 @@ def _shards(
         device = next((p.device for p in backbone.parameters()), torch.device("cpu"))
         black = torch.zeros(1, *dataset.image_shape, dtype=torch.uint8, device=device)
         shape = pooled(backbone(black), config, backbone.name).shape[1:]
-        shard_rows = max(shard_bytes // (prod(shape) * np.dtype(config.dtype).itemsize) // size, 1) * size
+        fitting = shard_bytes // (prod(shape) * np.dtype(config.dtype).itemsize)
+        shard_rows = max(min(fitting, _SHARD_ROWS) // size, 1) * size
         names = []
         for index, (start, stop) in enumerate(shard_ranges(total, shard_rows)):
             name = f"{dataset.split}-{part_name(index)}"

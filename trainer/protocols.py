@@ -39,12 +39,18 @@ def folds(pairs: Pairs, num_images: int = FOLD_IMAGES) -> list[Gallery]:
     """Consecutive folds of `num_images` images, each with every text that belongs to one of them.
 
     A text whose images lie in several folds is in each of these, with the images of that fold for its positives. Raises
-    BadInput unless the images make a whole number of folds: a shorter one would be easier than the others.
+    BadInput unless the images make a whole number of folds, at least two: a shorter one would be easier than the
+    others, and the mean over one is the full gallery under another name.
     """
     if num_images < 1 or pairs.num_images % num_images:
         raise BadInput(
             f"{pairs.name}: {pairs.num_images} images are not a whole number of folds of {num_images}; give a number "
             "of images per fold that divides them, or rank the full gallery."
+        )
+    if num_images == pairs.num_images:
+        raise BadInput(
+            f"{pairs.name}: {num_images} images are one fold, whose mean is no mean; rank the full gallery, or give "
+            "the data of several folds (of COCO's published files, test=testall), or fewer images per fold."
         )
     found = []
     for start in range(0, pairs.num_images, num_images):

@@ -14,7 +14,7 @@ from typing import Any
 
 from miner.artifacts.errors import BadInput
 
-__all__ = ["configure", "module", "names", "read_toml", "spoken", "validated"]
+__all__ = ["configure", "module", "names", "read_toml", "said", "spoken", "validated"]
 
 # A comma within quotes, brackets or braces belongs to the value: "a,b.json", ["a", "b"], train-{0,1}.tar.
 _ASSIGNMENT = re.compile(r"""(?:[^,"'\[{]|"[^"]*"|'[^']*'|\[[^\]]*\]|\{[^}]*\}|["'\[{])+""")
@@ -42,19 +42,32 @@ def spoken(text: str) -> tuple[str, dict[str, Any]]:
 
     Raises BadInput for another form, or a key that is set twice.
     """
+    name, texts = said(text)
+    return name, {key: _value(value) for key, value in texts.items()}
+
+
+def said(text: str) -> tuple[str, dict[str, str]]:
+    """What `spoken` makes values of, with every value as it is written: 1.10 and 1_000 may be names of folders.
+
+    Raises BadInput for another form, or a key that is set twice.
+    """
     name, _, rest = text.partition(":")
-    settings: dict[str, Any] = {}
+    settings: dict[str, str] = {}
     for assignment in _ASSIGNMENT.findall(rest):
         key, equals, value = (part.strip() for part in assignment.partition("="))
         if not equals:
             raise BadInput(f"{text!r}: {assignment!r} is not KEY=VALUE; write NAME:KEY=VALUE,KEY=VALUE.")
         if key in settings:
             raise BadInput(f"{text!r}: {key} is set twice; set it once.")
-        try:
-            settings[key] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            settings[key] = value
+        settings[key] = value
     return name.strip(), settings
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def configure(package: str, name: str, settings: Mapping[str, Any]) -> Any:

@@ -5,6 +5,7 @@ traceback a user caused.
 from __future__ import annotations
 
 import errno
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +28,11 @@ class CommandGroup(click.Group):
         super().__init__(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; a `QuintainError` or a disk that cannot be written ends it with one sentence."""
+        """Run the command; a `QuintainError` or a disk that cannot be written ends it with one sentence.
+
+        Warnings are shown as sentences too, without the line of code that they come from.
+        """
+        shown, warnings.showwarning = warnings.showwarning, _warn
         try:
             return super().invoke(ctx)
         except QuintainError as error:
@@ -44,6 +49,12 @@ class CommandGroup(click.Group):
                     75,
                 )
             _end(ctx, f"{error.strerror}{where}: check that the path exists and may be read and written.", 3)
+        finally:
+            warnings.showwarning = shown
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    click.echo(f"warning: {message}", err=True)
 
 
 def _end(ctx: click.Context, sentence: str, code: int) -> None:

@@ -102,7 +102,7 @@ def test_a_round_by_hand(vectors: Path, tmp_path: Path) -> None:
     shown = run(
         "evaluate", "--data", vectors, "--checkpoint", tmp_path / "OffTri", "--split", "dev", "--out", tmp_path / "e"
     )
-    measured = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    measured = json.loads((tmp_path / "e" / "metrics.json").read_text())["metrics"]
     assert f"rsum {measured['rsum']:.1f}" in shown.output
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from miner.artifacts.errors import DamagedArtifact
 from tests.trainer import formats_written as tiny
 from trainer import data
 from trainer.cli import main
@@ -138,6 +141,62 @@ def test_broken_pictures_are_listed_excluded_and_gone(tmp_path: Path) -> None:
     assert "nothing is wrong" not in run("data", "check", f"{spec},exclude={exclude}").stdout
 
 
+def test_the_report_is_printed_and_nothing_of_anybodys_overwritten(tmp_path: Path) -> None:
+    spec = photos(tmp_path / "set", {**twelve("train"), **twelve("val"), **twelve("test")}, {"atrain.png": b"broken"})
+    table = tmp_path / "set" / "captions.csv"
+    before = table.read_bytes()
+    refused = run("data", "check", spec, "--write-exclude", table, code=3)
+    assert "captions.csv: there already, and would be overwritten" in refused.output
+    assert "images read" not in refused.output
+    assert table.read_bytes() == before
+    nowhere = run("data", "check", spec, "--write-exclude", tmp_path / "nowhere" / "x.txt", code=3)
+    assert "nowhere: no such folder" in nowhere.output
+    assert "of 12 images" not in nowhere.output
+    # A place that turns out not to be writable, here a folder under the temporary name, costs the list alone.
+    (tmp_path / f"x.txt.{os.getpid()}.part").mkdir()
+    shown = CliRunner().invoke(main, ["data", "check", spec, "--write-exclude", str(tmp_path / "x.txt")])
+    assert shown.exit_code not in (0, 1)
+    assert "1 of 12 images cannot be used" in shown.stdout
+    assert not (tmp_path / "x.txt").exists()
+
+
+def test_damaged_features_are_said(toys: SimpleNamespace, tmp_path: Path) -> None:
+    """What `trainer encode --backbone` wrote is checked against its manifest; a folder of anybody's own has none."""
+    (tmp_path / "network_of_check.py").write_text(
+        "import torch\n\ndef build():\n    torch.manual_seed(0)\n    return torch.nn.Conv2d(3, 6, 4, stride=4)\n"
+    )
+    sys.path.insert(0, str(tmp_path))
+    try:
+        spec = photos(tmp_path / "set", {**twelve("train"), **twelve("val"), **twelve("test")})
+        features = tmp_path / "features"
+        run("encode", "--data", spec, "--backbone", "network_of_check:build", "--out", features)
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert findings(check(features), "error") == ""
+    vectors = bytearray((features / "test_ims.npy").read_bytes())
+    vectors[-1] ^= 1
+    (features / "test_ims.npy").write_bytes(vectors)
+    assert "test_ims.npy is not the file that was committed" in findings(check(features, code=3), "error")
+    for name in ("dev_caps.txt", "dev_ids.txt", "dev_text_ids.txt"):
+        content = (features / name).read_bytes()
+        (features / name).write_bytes(content.replace(b"a", b"z", 1))
+        with pytest.raises(DamagedArtifact, match=f"{name} is not the file"):
+            data.load(data.spoken(str(features)), "dev")
+        assert f"dev: {features}/{name} is not" in findings(check(features, code=3), "error")
+        (features / name).write_bytes(content)
+    assert data.load(data.spoken(str(features)), "dev").pairs.num_images == 12
+    (features / "manifest.json").write_text('{"of": "somebody else"}')
+    assert findings(check(features), "error") == ""
+
+
+def test_what_is_wrong_with_the_whole_set_is_said_once(tmp_path: Path) -> None:
+    spec = photos(tmp_path / "set", twelve("train"))
+    (tmp_path / "set" / "captions.csv").write_text("one,two\na,b\n")
+    report = check(spec, code=3)
+    assert len(report["findings"]) == 1
+    assert not report["findings"][0]["sentence"].startswith("train")
+
+
 def test_vectors_that_cannot_be_used_are_listed(tmp_path: Path) -> None:
     tiny.write_vectors(tmp_path)
     array = np.load(tmp_path / "images.npy")
@@ -205,7 +264,25 @@ def test_notes_are_said(tmp_path: Path, toys: SimpleNamespace) -> None:
     assert "split by a hash of the image's id" in shown
 
 
-@pytest.mark.parametrize("command", [["data"], ["data", "check"]])
+def test_the_formats_and_their_settings_are_listed() -> None:
+    listed = dict(line.split(maxsplit=1) for line in run("data", "formats").stdout.splitlines())
+    assert list(listed) == data.formats()
+    shown = " ".join(run("data", "check", "--help").stdout.split())
+    for name, said in listed.items():
+        module = importlib.import_module(f"trainer.data.{name}")
+        assert said == (module.__doc__ or "").splitlines()[0]
+        assert f" {name} {said.split()[0]}" in shown
+        alone = run("data", "formats", name).stdout
+        assert (module.__doc__ or "").splitlines()[-1] in alone
+        for key, setting in module.Config.model_fields.items():
+            line = next(line for line in alone.splitlines() if line.split()[:1] == [key] and line.startswith("  "))
+            wanted = "must be given" if setting.is_required() else f"[default: {setting.get_default()}]"
+            assert line.endswith(wanted)
+    assert "image_mode" in run("data", "formats", "karpathy").stdout.partition("Settings")[2]
+    assert "Did you mean 'karpathy'?" in run("data", "formats", "karpaty", code=3).output
+
+
+@pytest.mark.parametrize("command", [["data"], ["data", "check"], ["data", "formats"]])
 def test_help_imports_nothing_heavy(command: list[str]) -> None:
     probe = (
         "import sys\nfrom click.testing import CliRunner\nfrom trainer.cli import main\n"

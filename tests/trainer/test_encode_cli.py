@@ -11,11 +11,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import transformers
 from click.testing import CliRunner, Result
 from PIL import Image
 
 from miner.artifacts.pairs import Pairs
-from tests.trainer.pretrained_models import pictures
+from tests.trainer.pretrained_models import clip, pictures
 from trainer import data
 from trainer.cli import main
 
@@ -88,9 +89,13 @@ def test_pictures_to_features_to_a_model(photos: Path, network: str, tmp_path: P
         before, after = (data.load(data.spoken(where), split) for where in (spec(photos), str(tmp_path / "features")))  # type: ignore
         assert after.image_shape == (4, 6)
         for one, two in ((before.pairs, after.pairs), (after.pairs, before.pairs)):
-            texts = [(one.image_ids[i], one.texts[t]) for i, t in zip(one.image_rows, one.text_rows, strict=True)]
+            texts = [
+                (one.image_ids[i], one.text_ids[t], one.texts[t])
+                for i, t in zip(one.image_rows, one.text_rows, strict=True)
+            ]
             assert set(texts) <= {
-                (two.image_ids[i], two.texts[t]) for i, t in zip(two.image_rows, two.text_rows, strict=True)
+                (two.image_ids[i], two.text_ids[t], two.texts[t])
+                for i, t in zip(two.image_rows, two.text_rows, strict=True)
             }
     small = ["--model", "vsepp:dim=8,word_dim=4", "--epochs", 1, "--batch-size", 8, "--threads", 1]
     run("fit", "--data", tmp_path / "features", *small, "--out", tmp_path / "model")
@@ -100,6 +105,75 @@ def test_pictures_to_features_to_a_model(photos: Path, network: str, tmp_path: P
     assert "already done" in again.output
     refused = run("encode", "--data", spec(photos), "--backbone", network, "--out", tmp_path / "features", code=3)
     assert "made from other inputs is here already" in refused.output
+
+
+def test_only_a_split_that_is_not_there_is_left_out(photos: Path, network: str, tmp_path: Path) -> None:
+    """Not one that is wrong, and never train."""
+    table = photos / "captions.tsv"
+    whole = table.read_text()
+    asked = ["encode", "--backbone", network, "--out", tmp_path / "features", "--data"]
+    table.write_text(whole.replace("\ttrain", "\tval"))
+    found = run(*asked, spec(photos), code=3)
+    assert "no pair in split 'train'" in found.output
+    assert found.output.count("pairs found") == 1
+    table.write_text(whole)
+    # Of test not one picture is there, of dev not even a line.
+    for line in whole.splitlines():
+        if line.endswith("\ttest"):
+            (photos / "images" / line.partition("\t")[0]).unlink(missing_ok=True)
+    assert "6 of 6 pictures cannot be read" in run(*asked, spec(photos), code=3).output
+    assert not (tmp_path / "features").exists()
+
+
+def test_pictures_are_read_at_the_size_the_backbone_wants(photos: Path, network: str, tmp_path: Path) -> None:
+    """Unless --data says a size; the pictures on disk are 16 high, 20 wide."""
+    base = f"folder:folder={photos},decode_workers=0"
+    asked = ["--backbone", network, "--pool", "map", "--image-size"]
+    made = run("encode", "--data", base, *asked, 12, "--out", tmp_path / "own")
+    assert made.stderr.count("note: pictures are read with image_size=12, which the backbone wants\n") == 1
+    assert made.stderr.count("no features of the split dev") == 1
+    same = run("encode", "--data", f"{base},image_size=12", *asked, 12, "--out", tmp_path / "said")
+    assert "image_size=12" not in same.stderr
+    for split in ("train", "test"):
+        found = [(tmp_path / name / f"{split}_ims.npy").read_bytes() for name in ("own", "said")]
+        assert found[0] == found[1]
+    enlarged = run("encode", "--data", f"{base},image_size=8", *asked, 12, "--out", tmp_path / "enlarged")
+    assert "warning: the data gives 8 pixels, the backbone wants 12: set image_size=12 in --data\n" in enlarged.stderr
+    assert (
+        "warning: the data"
+        not in run("encode", "--data", f"{base},image_size=16", *asked, 12, "--out", tmp_path / "s").stderr
+    )
+
+
+def test_a_processor_that_crops_gets_what_it_crops_from(photos: Path, tmp_path: Path) -> None:
+    """The shorter side is scaled to 20 and 16 are cut out: from pictures of 16, it would be a part of them enlarged."""
+    for number, path in enumerate(sorted((photos / "images").iterdir())):
+        Image.fromarray(pictures(1, 60, 80, number)[0]).save(path)
+    clip(tmp_path / "clip")
+    transformers.CLIPImageProcessor(size={"shortest_edge": 20}, crop_size={"height": 16, "width": 16}).save_pretrained(
+        tmp_path / "clip"
+    )
+    base = f"folder:folder={photos},decode_workers=0"
+    asked = ["--backbone", tmp_path / "clip", "--split", "test", "--out"]
+    assert "image_size=20" in run("encode", "--data", base, *asked, tmp_path / "own").stderr
+    run("encode", "--data", f"{base},image_size=20", *asked, tmp_path / "said")
+    warned = run("encode", "--data", f"{base},image_size=16", *asked, tmp_path / "cut").stderr
+    assert "the data gives 16 pixels, the backbone wants 20" in warned
+    found = [np.load(tmp_path / name / "test_ims.npy") for name in ("own", "said", "cut")]
+    assert np.array_equal(found[0], found[1])
+    assert not np.allclose(found[0], found[2])
+
+
+def test_the_nearest_backbone_is_named(photos: Path, tmp_path: Path) -> None:
+    found = run("encode", "--data", spec(photos), "--backbone", "efficientnet-lite", "--out", tmp_path / "o", code=3)
+    assert "Did you mean 'efficientnet-lite0'?" in found.output
+
+
+def test_notes_are_said_once(photos: Path, network: str, tmp_path: Path) -> None:
+    data_spec = f"folder:folder={photos},decode_workers=0,split_by=hash,image_size=16"
+    made = run("encode", "--data", data_spec, "--backbone", network, "--out", tmp_path / "features")
+    assert made.stderr.count("split by a hash of the image's id") == 1
+    assert made.stderr.count("note: ") == 1
 
 
 def test_one_split_half_precision_another_size(photos: Path, network: str, tmp_path: Path) -> None:

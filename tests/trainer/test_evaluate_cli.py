@@ -10,8 +10,10 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner, Result
 
+from miner.artifacts.lock import hold
+from miner.artifacts.manifest import open_artifact
 from trainer import data, judgements
-from trainer.checkpoint import Checkpoint
+from trainer.checkpoint import CHECKPOINT, Checkpoint
 from trainer.cli import main
 from trainer.data import Dataset
 from trainer.evaluate import EXTENDED, METRICS, Mean, Scores, metrics_of, scores_of
@@ -72,9 +74,9 @@ def test_an_ensemble_is_the_mean_of_its_models(folder: Path) -> None:
     pairs = dataset(folder).pairs
     models = [Checkpoint.load(folder / name) for name in ("a", "b_2")]
     assert models[0].tokenizer.to_json() != models[1].tokenizer.to_json()
-    found = json.loads(run(*base(folder, "a", "b_2"), "--json").stdout)
+    found = json.loads(run(*base(folder, "a", "b_2"), "--json").stdout)["metrics"]
     assert found == metrics_of(Mean([scores(folder, "a"), scores(folder, "b_2")]), pairs)
-    alone = [json.loads(run(*base(folder, name), "--json").stdout) for name in ("a", "b_2")]
+    alone = [json.loads(run(*base(folder, name), "--json").stdout)["metrics"] for name in ("a", "b_2")]
     assert alone == [metrics_of(scores(folder, name), pairs) for name in ("a", "b_2")]
     assert found not in alone
     assert ", ensemble of 2 models\n" in run(*base(folder, "a", "b_2")).output
@@ -85,7 +87,7 @@ def test_folds_and_judged_positives(folder: Path) -> None:
     judged = judgements.read(judgements.configure("pairs", {"path": folder / "more.csv"}), pairs)
     positives = ["--positives", f"pairs:{folder / 'more.csv'}"]
     asked = [*base(folder, "a"), "--protocol", "folds", "--fold-images", 4, *positives]
-    found = json.loads(run(*asked, "--json").stdout)
+    found = json.loads(run(*asked, "--json").stdout)["metrics"]
     assert found == measure(scores(folder, "a"), pairs, judged, 4)
     assert set(found) == {*METRICS, *EXTENDED}
     shown = run(*asked).output
@@ -93,9 +95,49 @@ def test_folds_and_judged_positives(folder: Path) -> None:
     assert f"{pairs.num_texts} texts, mean over 3 folds of 4 images\n" in shown
     assert f": {added} more positives, 0 fewer; 12 images, {pairs.num_texts} texts judged\n" in shown
     assert f"  image to text  mAP@R {found['i2t_map_at_r']:5.1f}  R-precision" in shown
-    full = json.loads(run(*base(folder, "a"), *positives, "--json").stdout)
+    full = json.loads(run(*base(folder, "a"), *positives, "--json").stdout)["metrics"]
     assert full == measure(scores(folder, "a"), pairs, judged)
     assert full["rsum"] < found["rsum"]
+
+
+def test_json_says_what_the_figures_are_of(folder: Path) -> None:
+    pairs = dataset(folder).pairs
+    print_of = lambda *more: json.loads(run(*base(folder, "a"), *more, "--json").stdout)["of"]  # noqa: E731
+    prints = {name: open_artifact(folder / name, CHECKPOINT).manifest.fingerprint for name in ("a", "b_2")}
+    full = {
+        "data": {"name": "data", "split": "test", "images": 12, "texts": pairs.num_texts},
+        "protocol": {"name": "full", "fold_images": None, "folds": None},
+        "positives": None,
+        "models": [{"name": "vsepp", "checkpoint": prints["a"]}],
+    }
+    assert print_of() == full
+    assert print_of("--checkpoint", folder / "b_2")["models"] == [
+        {"name": "vsepp", "checkpoint": prints[name]} for name in ("a", "b_2")
+    ]
+    folds = print_of("--protocol", "folds", "--fold-images", 4)
+    assert folds == {**full, "protocol": {"name": "folds", "fold_images": 4, "folds": 3}}
+    judged = judgements.read(judgements.configure("pairs", {"path": folder / "more.csv"}), pairs)
+    found = print_of("--positives", f"pairs:{folder / 'more.csv'}")
+    added = judged.changes(pairs)[0]
+    counts = {"added": added, "refuted": 0, "images": 12, "texts": pairs.num_texts}
+    assert found == {**full, "positives": {"name": judged.name, **counts}}
+    shown = run(*base(folder, "a"), "--positives", f"pairs:{folder / 'more.csv'}")
+    assert "more.csv: 16 of 16 lines are about data test." in shown.stderr
+
+
+def test_a_place_that_cannot_be_written_costs_no_figures(folder: Path, tmp_path: Path) -> None:
+    """It is found before anything is encoded; what happens later comes after the figures."""
+    (tmp_path / "file").write_text("")
+    refused = run(*base(folder, "a"), "--out", tmp_path / "file" / "e", code=3)
+    assert "rsum" not in refused.output
+    with hold(tmp_path / "held"):
+        assert "another command is writing" in run(*base(folder, "a"), "--out", tmp_path / "held", code=5).output
+    # A folder in the place of metrics.json stops the commit alone.
+    (tmp_path / "late" / "metrics.json").mkdir(parents=True)
+    late = CliRunner().invoke(main, [str(word) for word in [*base(folder, "a"), "--out", tmp_path / "late"]])
+    assert late.exit_code == 3
+    assert "rsum" in late.stdout
+    assert not (tmp_path / "late" / "manifest.json").exists()
 
 
 def test_a_latex_row(folder: Path) -> None:
@@ -117,7 +159,7 @@ def test_what_is_written_depends_on_all_that_was_asked(folder: Path, tmp_path: P
     assert json.loads(found.stdout) == json.loads((tmp_path / "e" / "metrics.json").read_text())
     assert f"{tmp_path / 'e' / 'metrics.json'}" in found.stderr
     before = (tmp_path / "e" / "manifest.json").read_bytes()
-    assert json.loads(before)["meta"]["metrics"] == json.loads(found.stdout)
+    assert json.loads(before)["meta"] == json.loads(found.stdout)
     again = run(*asked).stdout
     assert again.startswith(run(*asked[:-2]).stdout)
     assert again.endswith(f"{tmp_path / 'e' / 'metrics.json'}\n")
@@ -143,6 +185,7 @@ def test_what_is_written_depends_on_all_that_was_asked(folder: Path, tmp_path: P
         (["--fold-images", "4"], 2, "--fold-images belongs to --protocol folds"),
         (["--protocol", "fold"], 2, "'full', 'folds'"),
         (["--protocol", "folds"], 3, "12 images are not a whole number of folds of 1000"),
+        (["--protocol", "folds", "--fold-images", "12"], 3, "12 images are one fold"),
         (["--positives", "ecc"], 3, "Did you mean 'eccv'?"),
         (["--positives", "pairs"], 3, "path"),
         (["--positives", "pairs:nowhere.csv"], 3, "nowhere.csv: no such file"),

@@ -53,9 +53,9 @@ def sets(toys: SimpleNamespace) -> list[Dataset]:
     return [split_of(toys.pairs(count, seed), split, seed) for split, count, seed in (("train", 23, 0), ("test", 9, 1))]
 
 
-def links(pairs: Pairs) -> list[tuple[str, str]]:
+def links(pairs: Pairs) -> list[tuple[str, str, str]]:
     return sorted(
-        (pairs.image_ids[image], pairs.texts[text])
+        (pairs.image_ids[image], pairs.text_ids[text], pairs.texts[text])
         for image, text in zip(pairs.image_rows, pairs.text_rows, strict=True)
     )
 
@@ -72,13 +72,19 @@ def test_what_is_written_reads_as_the_same_pairs(
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         [
             "manifest.json",
-            *(f"{split}_{end}" for split in ("test", "train") for end in ("caps.txt", "ids.txt", "ims.npy")),
+            *(
+                f"{split}_{end}"
+                for split in ("test", "train")
+                for end in ("caps.txt", "ids.txt", "ims.npy", "text_ids.txt")
+            ),
         ]
     )
     for before in datasets:
         after = data.load(data.spoken(str(tmp_path)), before.split)  # type: ignore[arg-type]
         assert links(after.pairs) == links(before.pairs)
         assert after.pairs.image_ids == before.pairs.image_ids
+        assert sorted(after.pairs.text_ids) == sorted(before.pairs.text_ids)
+        assert after.pairs.num_texts < after.pairs.num_pairs
         assert (after.image_shape, after.images.dtype) == (shape, np.float32)
         found = after.images[np.arange(len(after.images))]
         for row, picture in enumerate(before.images):  # type: ignore[arg-type, var-annotated]
@@ -177,9 +183,10 @@ def test_captions_become_one_line_each() -> None:
         [("b", "t1"), ("a c", "t0"), ("a c", "t1"), ("a c", "t2")],
         texts=["  two\r\n\nlines ", "both", "a\u2028b\x0bc"],
     )
-    lines, ids = captions(split_of(pairs, "train"))
+    lines, ids, text_ids = captions(split_of(pairs, "train"))
     assert lines == ["both", "two lines", "both", "a\u2028b\x0bc"]
     assert ids == ["b", "a c", "a c", "a c"]
+    assert text_ids == ["t1", "t0", "t1", "t2"]
     links = [("x", "t"), ("x\n", "t")]
     with pytest.raises(BadInput, match="differ in spaces"):
         captions(split_of(Pairs.from_ids(["x", "x\n"], ["t"], links, texts=["t"]), "train"))
@@ -187,12 +194,38 @@ def test_captions_become_one_line_each() -> None:
         captions(split_of(Pairs.from_ids(["x"], ["t"], links[:1]), "train"))
 
 
-def test_one_caption_for_every_image(tmp_path: Path) -> None:
-    ids = [f"i{row}" for row in range(7)]
-    texts = [f"t{row}" for row in range(7)]
+@pytest.mark.parametrize("twins", [[], [0, 1], [0, 1, 2, 3, 4, 5]])
+def test_one_caption_for_every_image(tmp_path: Path, twins: list[int]) -> None:
+    """Equal pictures, the first two or all of them by twos, are images of their own."""
+    ids = [f"i{row}" for row in range(6)]
+    texts = [f"t{row}" for row in range(6)]
     pairs = Pairs.from_ids(ids, texts, list(zip(ids, texts, strict=True)), texts=texts)
-    extract([split_of(pairs, "train")], backbone(), ExtractConfig(), LocalStore(tmp_path))
-    assert links(data.load(data.spoken(str(tmp_path)), "train").pairs) == links(pairs)
+    photos = pictures(6, 16, 16)
+    for row in twins:
+        photos[row] = photos[row // 2 * 2]
+    extract([Dataset(pairs, photos, "photos", "train")], backbone(), ExtractConfig(), LocalStore(tmp_path))
+    found = data.load(data.spoken(str(tmp_path)), "train")
+    assert links(found.pairs) == links(pairs)
+    assert len(found.images) == 6
+
+
+def test_a_kill_costs_at_most_1024_pictures(tmp_path: Path) -> None:
+    ids = [str(row) for row in range(2500)]
+    pairs = Pairs.from_ids(ids, ids, list(zip(ids, ids, strict=True)), texts=ids)
+    dataset = Dataset(pairs, np.zeros((2500, 4, 4, 3), np.uint8) + np.arange(4, dtype=np.uint8)[:, None], "p", "train")
+
+    def killed(split: str, done: int, total: int) -> None:
+        if done >= 2200:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract([dataset], backbone(), ExtractConfig(batch_size=100), LocalStore(tmp_path), killed)
+    resumed = backbone()
+    extract([dataset], resumed, ExtractConfig(batch_size=100), LocalStore(tmp_path))
+    assert resumed.network.seen == 2500 - 2000 + 1
+    larger = backbone()  # a batch is never cut
+    extract([dataset], larger, ExtractConfig(batch_size=1500), LocalStore(tmp_path / "larger"))
+    assert larger.network.seen == 2500 + 1
 
 
 def test_features_too_large_for_half_precision_are_said(toys: SimpleNamespace, tmp_path: Path) -> None:

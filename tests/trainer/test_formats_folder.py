@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,10 @@ def test_lines_without_a_caption_are_left_out_and_said(tmp_path: Path) -> None:
     (tmp_path / "captions.csv").write_text("image,caption,split\na.png,one,train\na.png, ,train\na.png\n")
     found = load(tmp_path)
     assert found.pairs.texts == ("one",)
-    assert found.notes == (f"2 line(s) without a caption are left out; first {tmp_path / 'captions.csv'}, line 3.",)
+    assert found.notes == (
+        f"{tmp_path}: 1 line(s) with neither a caption nor a split are left out.",
+        f"train: 1 missing or empty caption(s) left out; first {tmp_path / 'captions.csv'}, line 3.",
+    )
 
 
 def write(name: str, content: str | bytes) -> Callable[[Path], object]:
@@ -182,3 +186,77 @@ def test_a_picture_in_two_lists_is_said(tmp_path: Path) -> None:
         load(tmp_path)
     with pytest.raises(BadInput, match="no such folder"):
         load(tmp_path / "nowhere")
+
+
+def test_an_unbalanced_quotation_mark_swallows_no_line(tmp_path: Path) -> None:
+    pictures(tmp_path, "0.png", "1.png", "2.png")
+    for content, sentence in (
+        (
+            '0.png,"a cat,train\n1.png,a dog,train\n',
+            "from line 2 on is not readable as CSV .* is a quotation mark unbalanced",
+        ),
+        (
+            '0.png,"a cat,train\n1.png,"a dog",train\n',
+            "from line 2 on is not readable as CSV .*every mark in it doubled",
+        ),
+        ('0.png,"a" cat,train\n', "from line 2 on is not readable"),
+    ):
+        (tmp_path / "captions.csv").write_text(HEAD + content)
+        with pytest.raises(BadInput, match=sentence):
+            load(tmp_path)
+    # Two marks that make a whole cell of the lines between them.
+    for end in ("\n", "\r\n"):
+        content = end.join(["split,image,caption", 'train,0.png,"a cat', "train,1.png,a dog", 'train,2.png,fish"', ""])
+        (tmp_path / "captions.csv").write_bytes(content.encode())
+        with pytest.raises(BadInput, match="'caption' goes over 3 lines; is a quotation mark unbalanced"):
+            load(tmp_path)
+    # Where nobody quotes, a mark is part of the caption.
+    (tmp_path / "captions.csv").unlink()
+    (tmp_path / "x.token").write_text('0.png#0\t"a cat\n0.png#1\ta dog\n1.png#0\tfish"\n')
+    for split in ("train", "dev", "test"):
+        (tmp_path / f"{split}.txt").write_text("0.png\n1.png\n" if split == "train" else "")
+    assert load(tmp_path).pairs.texts == ('"a cat', "a dog", 'fish"')
+
+
+def test_a_picture_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    (tmp_path / "captions.csv").write_text(HEAD + "a.png,cat,train\n")
+    with pytest.raises(BadInput, match=r"a\.png: not a regular file"):
+        load(tmp_path)
+
+
+def test_a_picture_in_no_list_takes_no_split_of_another(tmp_path: Path) -> None:
+    names = ["a/0.png", "b/0.png", "b/1.png", "c/2.png", "c/3.png"]
+    pictures(tmp_path, *names)
+    (tmp_path / "captions.csv").write_text("image,caption\n" + "".join(f"{name},x\n" for name in names))
+    for split, listed in (("train", "a/0.png\n1\n"), ("dev", "c/2\n"), ("test", "0\n3.png\n")):
+        (tmp_path / f"{split}.txt").write_text(listed)
+    assert load(tmp_path).pairs.image_ids == ("a/0.png", "b/1.png")
+    assert load(tmp_path, "dev").pairs.image_ids == ("c/2.png",)
+    with pytest.raises(BadInput, match="no pair in split 'test'"):
+        load(tmp_path, "test")
+    assert load(tmp_path).notes == (f"{tmp_path}: 2 picture(s) in none of the lists are left out.",)
+
+
+def test_folders_named_after_splits(tmp_path: Path) -> None:
+    for name in ("train/a", "train/x/b", "val/c", "test/d", "e"):
+        pictures(tmp_path, f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(f"of {name}\n")
+    for split, ids in (("train", ("train/a.png", "train/x/b.png")), ("dev", ("val/c.png",)), ("test", ("test/d.png",))):
+        found = load(tmp_path, split)
+        assert found.pairs.image_ids == ids
+        assert found.notes == (f"{tmp_path}: 1 picture(s) in no split's folder are left out.",)
+        assert load(tmp_path, split, split_by="folders").pairs.fingerprint == found.pairs.fingerprint
+    assert "80% train" in load(tmp_path, split_by="hash").notes[0]
+
+
+def test_an_empty_text_beside_a_picture_is_said(tmp_path: Path) -> None:
+    pictures(tmp_path, "train/a.png", "train/b.png")
+    for name, content in (("a", "one\n\ntwo\n"), ("b", "\n")):
+        (tmp_path / "train" / f"{name}.txt").write_text(content)
+    found = load(tmp_path)
+    assert texts(found) == [("train/a.png", ["one", "two"])]
+    assert found.notes == (
+        "train: 1 missing or empty caption(s) left out, and with them 1 image(s) that have no other; first "
+        f"{tmp_path / 'train' / 'b.txt'}, line 1.",
+    )

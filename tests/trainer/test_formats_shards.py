@@ -17,6 +17,8 @@ from tests.trainer import formats_written as tiny
 from trainer import data
 from trainer.data._shards import expanded, samples
 
+KINDS = ("png", "txt")
+
 
 def load(path: Path, split: str = "train", **settings: Any) -> data.Dataset:
     small = {"path": path, "image_size": tiny.SIDE, "decode_workers": 0}
@@ -79,7 +81,11 @@ def test_captions_of_a_text_file_or_of_json(tmp_path: Path) -> None:
     found = load(tmp_path)
     assert texts(found) == {"a": ["one", "two"], "b": ["of json"], "c": ["first", "second"], "d": ["by another name"]}
     assert found.pairs.text_ids == ("a#0", "a#1", "b#0", "7", "8", "d#0")
-    assert found.notes == (f"{tmp_path}: 2 sample(s) without a picture or without a caption are left out.",)
+    assert found.notes == (
+        "train: 1 missing or empty caption(s) left out, and with them 1 image(s) that have no other; first "
+        f"{tmp_path / 'train.tar'}, e.",
+        f"{tmp_path}: 1 sample(s) without a picture are left out.",
+    )
     assert texts(load(tmp_path, caption_per_line=False))["a"] == ["one   two"]
     assert np.array_equal(found.images[np.arange(4)], np.stack([tiny.pixels(name) for name in "abcd"]))
 
@@ -210,3 +216,60 @@ def test_a_large_picture_is_read_whole(tmp_path: Path) -> None:
     Image.fromarray(array).save(file, "PNG")
     shard(tmp_path / "train.tar", {"a.png": file.getvalue(), "a.txt": "noise"})
     assert np.array_equal(load(tmp_path, image_size=200).images[np.array([0])][0], array)
+
+
+def test_nothing_is_lost_behind_what_looks_like_the_end(tmp_path: Path) -> None:
+    members = {"a.png": tiny.png("a"), "a.txt": "a", "b.png": tiny.png("b"), "b.txt": "b"}
+    first = shard(tmp_path / "train.tar", members).read_bytes()
+    with tarfile.open(tmp_path / "train.tar") as tar:
+        headers = [member.offset for member in tar]
+    second = shard(tmp_path / "other.tar", {"c.png": tiny.png("c"), "c.txt": "c"}).read_bytes()
+    damaged = bytearray(first)
+    damaged[headers[2] + 3] ^= 1  # a byte of a name, which the header's checksum no longer fits
+    gone = first[: headers[2]] + b"\0" * tarfile.BLOCKSIZE + first[headers[2] + tarfile.BLOCKSIZE :]
+    for content in (bytes(damaged), gone, first + second):
+        (tmp_path / "train.tar").write_bytes(content)
+        with pytest.raises(BadInput, match=r"train\.tar: something follows its end at byte \d+: .*write or download"):
+            load(tmp_path)
+    (tmp_path / "train.tar").write_bytes(first + b"\0" * 5000)
+    assert texts(load(tmp_path)) == {"a": ["a"], "b": ["b"]}
+
+
+def test_a_key_to_leave_out_says_which_picture(tmp_path: Path) -> None:
+    """Keys that begin anew in every split: one of train must not take the picture of dev with it."""
+    for name, images in (("train/0", "ab"), ("val/0", "cde")):
+        members = {f"{at}.{kind}": tiny.png(i) if kind == "png" else i for at, i in enumerate(images) for kind in KINDS}
+        (tmp_path / name).parent.mkdir()
+        shard(tmp_path / f"{name}.tar", members)
+    (tmp_path / "bad.txt").write_text("1\n")
+    with pytest.raises(
+        BadInput, match=r"bad\.txt: the key '1' is in shards of dev and in .*train.0\.tar.*ids = 'shard'"
+    ):
+        load(tmp_path, "dev", exclude=tmp_path / "bad.txt")
+    (tmp_path / "bad.txt").write_text("2\n")
+    assert texts(load(tmp_path, "dev", exclude=tmp_path / "bad.txt")) == {"0": ["c"], "1": ["d"]}
+    (tmp_path / "bad.txt").write_text("train/0/1\n")
+    settings = {"exclude": tmp_path / "bad.txt", "ids": "shard"}
+    assert texts(load(tmp_path, "dev", **settings)) == {"val/0/0": ["c"], "val/0/1": ["d"], "val/0/2": ["e"]}
+    assert texts(load(tmp_path, "train", **settings)) == {"train/0/0": ["a"]}
+
+
+def test_captions_of_json_that_are_missing_or_no_text(tmp_path: Path) -> None:
+    members: dict[str, bytes | str] = {
+        "a.png": tiny.png("a"), "a.json": '{"captions": ["one", null, "two"], "text_ids": [1, 2, 3], "image_id": null}',
+        "b.png": tiny.png("b"), "b.json": '{"captions": []}',
+        "c.png": tiny.png("c"), "c.json": '{"caption": null}',
+    }  # fmt: skip
+    shard(tmp_path / "train.tar", members)
+    found = load(tmp_path)
+    assert (texts(found), found.pairs.text_ids) == ({"a": ["one", "two"]}, ("1", "3"))
+    assert found.notes[0].startswith("train: 3 missing or empty caption(s) left out, and with them 2 image(s)")
+    shard(tmp_path / "train.tar", {**members, "c.json": '{"caption": 7}'})
+    with pytest.raises(BadInput, match=r"train\.tar, c: the caption 7 is no string"):
+        load(tmp_path)
+
+
+def test_counts_of_splits_that_were_not_read_are_not_given(tmp_path: Path) -> None:
+    shard(tmp_path / "train.tar", {"a.txt": "a"})
+    with pytest.raises(BadInput, match=r"no pair in split 'train'\. Set split_by"):
+        load(tmp_path)

@@ -205,8 +205,8 @@ def test_a_split_by_hash(tmp_path: Path) -> None:
         ({"image": ["a"], "text": [3]}, {}, "column 'text' is of type int64; captions must be strings"),
         ({"image": ["a"], "text": ["x"]}, {}, "nothing says which rows are train"),
         ({"image": ["a"], "text": ["x"]}, {"split_by": "column"}, "split_by = 'column', but there is no column split"),
-        ({"image": ["a"], "text": [None], "split": ["train"]}, {"text": "text"}, "type null|no caption in the column"),
-        ({"image": ["a"], "text": [["x", None]], "split": ["train"]}, {}, "row 0: no caption in the column 'text'"),
+        ({"image": ["a"], "text": [None], "split": ["train"]}, {"text": "text"}, "type null"),
+        ({"image": ["a"], "text": [[""]], "split": ["train"]}, {}, "no pair in .* 1 image.s. that have no other"),
         ({"image": ["a"], "text": ["x"], "text_id": [["1", "2"]], "split": ["train"]}, {}, "2 text ids for 1 captions"),
         ({"image": ["a"] * 2, "text": ["x", "y"], "text_id": ["1"] * 2, "split": ["train"] * 2}, {}, "text id '1' has"),
         ({"image": ["../a"], "text": ["x"], "split": ["train"]}, {}, "is refused"),
@@ -312,6 +312,11 @@ def test_what_the_library_saves_is_read(tmp_path: Path) -> None:
         ("dataset_dict.json", '{"splits": ["../x"]}', "is refused"),
         ("dataset_dict.json", '{"splits": ["gone"]}', r"state\.json: no such file"),
         ("train/state.json", '{"_data_files": [{"filename": "/etc/passwd"}]}', "is refused"),
+        (
+            "train/state.json",
+            '{"_data_files": [{"filename": "gone.arrow"}]}',
+            r"gone\.arrow: no such file, which state",
+        ),
         ("train/state.json", '{"_data_files": [], "_indices_data_files": [{}]}', "saved by an old version"),
     ],
 )
@@ -329,3 +334,69 @@ def test_a_saved_set_without_a_dev_split_says_what_to_do(tmp_path: Path) -> None
     with pytest.raises(BadInput, match=r"no pair in split 'dev'.*Set train, dev or test to what the data call it"):
         hf(tmp_path, "dev")
     assert hf(tmp_path, "dev", dev="test", test="none").pairs.image_ids == ("f.png", "g.png")
+
+
+def test_ids_are_of_one_picture_over_all_splits(tmp_path: Path) -> None:
+    """Where every split's files are read alone, rows and names beside a file begin anew in each."""
+    for folder, images in (("train", "ab"), ("val", "cde")):
+        (tmp_path / "bytes" / folder).mkdir(parents=True)
+        (tmp_path / "paths" / folder).mkdir(parents=True)
+        stored = [tiny.png(name) for name in images]
+        stream(pa.table({"image": stored, "text": list(images)}), tmp_path / "bytes" / folder / "0.arrow")
+        for row, content in enumerate(stored):
+            (tmp_path / "paths" / folder / f"{row}.png").write_bytes(content)
+        names = [f"{row}.png" for row in range(len(images))]
+        stream(pa.table({"image": names, "text": list(images)}), tmp_path / "paths" / folder / "0.arrow")
+    for form, row in (("bytes", "0.arrow/1"), ("paths", "1.png")):
+        (tmp_path / "bad.txt").write_text(f"train/{row}\n")
+        kept = {split: load(tmp_path / form, split, exclude=tmp_path / "bad.txt") for split in ("train", "dev")}
+        assert [found.pairs.texts for found in kept.values()] == [("a",), ("c", "d", "e")]
+        assert kept["dev"].pairs.image_ids[1] == f"val/{row}"
+        assert np.array_equal(kept["dev"].images[np.array([1])][0], tiny.pixels("d"))
+
+
+def test_missing_captions_are_left_out_and_said(tmp_path: Path) -> None:
+    """Also of the row that holds the picture of the next ones, and of lists with their ids."""
+    columns = {
+        "image_id": ["x", "x", "y", "z"],
+        "image": [tiny.png("a"), None, tiny.png("b"), tiny.png("c")],
+        "text": [None, "of x", "", "of z"],
+        "split": ["train"] * 4,
+    }
+    for form in (pq.write_table, ipc_file):
+        form(pa.table(columns), tmp_path / "x.parquet")
+        found = load(tmp_path / "x.parquet")
+        assert (found.pairs.image_ids, found.pairs.texts) == (("x", "z"), ("of x", "of z"))
+        assert np.array_equal(found.images[np.arange(2)], np.stack([tiny.pixels("a"), tiny.pixels("c")]))
+        assert found.notes == (
+            "train: 2 missing or empty caption(s) left out, and with them 1 image(s) that have no other; first "
+            f"{tmp_path / 'x.parquet'}, row 0.",
+        )
+    listed = {**columns, "text": [["1", None], [], ["3"], None], "text_id": [["p", "q"], [], ["r"], []]}
+    pq.write_table(pa.table(listed), tmp_path / "x.parquet")
+    assert load(tmp_path / "x.parquet").pairs.text_ids == ("p", "r")
+    pq.write_table(pa.table({**listed, "text_id": [["p", "q"], [], [None], []]}), tmp_path / "x.parquet")
+    assert load(tmp_path / "x.parquet").pairs.text_ids == ("p", "y#0")
+
+
+def test_ids_to_leave_out_that_are_not_there_are_said(tmp_path: Path) -> None:
+    pq.write_table(table_of(PICTURES["binary"](), image_id=NAMES), tmp_path / "x.parquet")
+    (tmp_path / "bad.txt").write_text("a\nA\nnobody\n")
+    assert load(tmp_path / "x.parquet", exclude=tmp_path / "bad.txt").notes == (
+        "train: 1 image(s) left out by the exclude file.",
+        f"2 of 3 ids in {tmp_path / 'bad.txt'} are not in the set.",
+    )
+
+
+def test_counts_of_files_that_were_not_read_are_not_given(tmp_path: Path) -> None:
+    pq.write_table(table_of(PICTURES["binary"]()).drop_columns(["split"]), tmp_path / "train.parquet")
+    with pytest.raises(BadInput, match=r"no pair in split 'dev'\. Set train, dev or test"):
+        load(tmp_path, "dev")
+
+
+def test_a_file_of_a_saved_set_that_is_missing_is_not_called_json(tmp_path: Path) -> None:
+    tiny.write_hf(tmp_path)
+    (tmp_path / "train" / "state.json").unlink()
+    with pytest.raises(BadInput, match=r"state\.json: no such file") as gone:
+        hf(tmp_path)
+    assert "not JSON" not in str(gone.value)

@@ -202,6 +202,7 @@ def test_cxc_ratings_add_and_refute(tmp_path: Path, image_name: str, text_name: 
     expected = {(391895, 11), (391895, 13), (391895, 21), (60623, 12), (60623, 21), (9, 31), (9, 32)}
     assert named(found, pairs) == {(image_name.format(image), text_name.format(text)) for image, text in expected}
     assert found.changes(pairs) == (2, 1)
+    assert [note.partition(": ")[2] for note in found.notes] == [f"7 of 9 lines are about {pairs.name}."]
     assert {pairs.text_ids[row] for row in found.judged_texts} == {text_name.format(t) for t in (11, 12, 13, 21, 31)}
     assert len(read("cxc", pairs, path=path, min_score=4.1).image_rows) == 4
     with pytest.raises(BadInput, match="no column agg_score"):
@@ -275,6 +276,21 @@ def test_eccv_takes_rows_of_the_published_files(package: Path) -> None:
     for wrong in (coco(CAPTIONS), Pairs.from_ids("01", rows.text_ids, [(str(r % 2), f"row {r}") for r in range(10)])):
         with pytest.raises(BadInput, match="leave order=testall out"):
             read("eccv", wrong, order="testall")
+
+
+def test_cxc_takes_rows_of_the_published_files(package: Path, tmp_path: Path) -> None:
+    (package / "original_caption_to_image.json").write_text(
+        json.dumps({str(text): [391895 if text < 20 else 60623] for text in (*range(11, 16), *range(21, 26))})
+    )
+    ratings = [(391895, 11, 5.0), (391895, 12, 1), (391895, 21, 4), (60623, 25, 5), (9, 31, 5)]
+    path = write_cxc(tmp_path / "sits_test.csv", ratings)
+    rows = Pairs.from_ids("01", [f"row {r}" for r in range(10)], [(str(r // 5), f"row {r}") for r in range(10)])
+    found = read("cxc", rows, path=path, order="testall")
+    by_id = read("cxc", coco({391895: list(range(11, 16)), 60623: list(range(21, 26))}), path=path)
+    assert found.fingerprint == by_id.fingerprint
+    assert found.changes(rows) == (1, 1)
+    with pytest.raises(BadInput, match="say order=testall"):
+        read("cxc", rows, path=path)
 
 
 def test_published_features_need_no_more_than_their_order(package: Path, tmp_path: Path) -> None:

@@ -88,8 +88,9 @@ def test_excluded_images_are_left_out_with_their_captions(tmp_path: Path) -> Non
     found = load(path, "train", exclude=tmp_path / "bad.txt")
     assert found.pairs.image_ids == ("b.png",)
     assert found.pairs.num_texts == 3
-    assert found.notes == ("train: 1 image(s) left out by the exclude file.",)
-    assert load(path, "test", exclude=tmp_path / "bad.txt").notes == ()
+    unknown = f"1 of 2 ids in {tmp_path / 'bad.txt'} are not in the set."
+    assert found.notes == ("train: 1 image(s) left out by the exclude file.", unknown)
+    assert load(path, "test", exclude=tmp_path / "bad.txt").notes == (unknown,)
     with pytest.raises(BadInput, match="it must list an image id per line"):
         load(path, "train", exclude=tmp_path / "nowhere.txt")
 
@@ -108,8 +109,9 @@ def changed(**fields: Any) -> Callable[[list[dict[str, Any]]], object]:
         (without("split"), r"images\[1\]: no field 'split' \(found: filename, sentences"),
         (without("filename"), "no field 'filename'"),
         (without("sentences"), "no field 'sentences'"),
-        (changed(sentences=[]), "no captions in sentences"),
-        (changed(sentences=["a dog"]), "no captions in sentences"),
+        (changed(sentences=["a dog"]), "sentences must be a list of objects"),
+        (changed(sentences=[{"raw": 3}]), r"images\[1\]: the caption 3 is no string"),
+        (changed(filename=None), "filename is 'None'; it must be a string or a whole number"),
         (changed(sentences=[{"tokens": []}]), "no field 'raw'"),
         (changed(split="training set"), r"split 'training set'; it must be one of train, restval, val, dev, test"),
         (changed(filename="a.png"), "filename 'a.png' occurs more than once"),
@@ -136,8 +138,9 @@ def test_a_file_that_is_something_else_is_said(tmp_path: Path, text: str) -> Non
     path.write_text(text)
     with pytest.raises(BadInput, match=r'not JSON|no list "images"'):
         load(path, "train")
-    with pytest.raises(BadInput, match="no such file"):
+    with pytest.raises(BadInput, match="no such file") as gone:
         load(tmp_path / "nowhere.json", "train")
+    assert "not JSON" not in str(gone.value)
 
 
 def test_a_split_without_images_is_said(tmp_path: Path) -> None:
@@ -169,3 +172,26 @@ def test_flickr8k(tmp_path: Path) -> None:
         with Image.open(tmp_path / "images" / name) as picture:
             wanted = np.asarray(picture.convert("RGB"))
         assert np.array_equal(found.images[np.array([row])][0], wanted)
+
+
+def test_missing_captions_are_left_out_and_said(tmp_path: Path) -> None:
+    """The first captions that are there count, and a picture without any is left out."""
+    images = [image("a", "test", 4), image("b", "test", 0), image("c", "test", 2), image("d", "train", 1)]
+    images[0]["sentences"][1]["raw"] = None
+    images[2]["sentences"][0]["raw"] = " "
+    found = load(write(tmp_path, images), "test", eval_captions=2)
+    assert found.pairs.image_ids == ("a.png", "c.png")
+    assert found.pairs.texts == ("a 0.", "a 2.", "c 1.")
+    assert np.array_equal(found.images[np.arange(2)], np.stack([tiny.pixels("a"), tiny.pixels("c")]))
+    assert found.notes == (
+        "test: 3 missing or empty caption(s) left out, and with them 1 image(s) that have no other; first "
+        f"{tmp_path / 'dataset_x.json'}, images[0].",
+    )
+    assert load(tmp_path / "dataset_x.json", "train").notes == ()
+
+
+def test_several_files_have_to_be_told_apart(tmp_path: Path) -> None:
+    write(tmp_path, [image("a", "train", 1)])
+    (tmp_path / "dataset_y.json").write_text((tmp_path / "dataset_x.json").read_text())
+    with pytest.raises(BadInput, match=r"several Karpathy splits here, dataset_x\.json, dataset_y\.json; say which"):
+        data.spoken(str(tmp_path))

@@ -13,10 +13,13 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from miner.artifacts.command import CommandGroup
 from miner.artifacts.errors import BadInput
 from trainer.data._decode import GREY, Unreadable, content, decode, decode_all
 from trainer.data._links import inside
@@ -299,3 +302,44 @@ def test_a_fingerprint_is_of_the_files_and_of_how_they_are_read(tmp_path: Path) 
     (tmp_path / "299.png").write_bytes(b"other")
     changed = list(Pictures(places, settings(), "a").stored())
     assert [row for row in range(301) if changed[row] != plain[row]] == [300]
+
+
+def test_only_kinds_of_pictures_are_opened(tmp_path: Path) -> None:
+    """Pillow gives what it takes for EPS to Ghostscript, a program of its own."""
+    for kind in ("EPS", "PDF", "TGA", "ICO"):
+        with pytest.raises(Unreadable, match=r"not a picture of a kind that is read \(JPEG, PNG"):
+            decode(saved(ramp(), kind), 16, "crop", LIMIT)
+    assert near(
+        decode(saved(ramp(), "MPO", save_all=True, append_images=[ramp()], quality=98), 16, "crop", LIMIT), RAMP, 12
+    )
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(Unreadable, match="not a regular file"):
+        content((str(tmp_path / "pipe"), 0, -1))
+    assert "not a regular file" in Places.of_files([tmp_path / "pipe"]).missing()[0]
+
+
+def test_a_command_shows_a_warning_as_a_sentence(tmp_path: Path) -> None:
+    """Of a broken picture, without the line of code that warns; outside of a command as before."""
+
+    @click.group(cls=CommandGroup)
+    def group() -> None: ...
+
+    @group.command()
+    @click.option("--end", is_flag=True)
+    def read(end: bool) -> None:
+        Pictures(folder_of(tmp_path, 3, missing=(1,)), settings(max_broken=1), "set train")
+        if end:
+            raise BadInput("the end")
+
+    for arguments, ending in (([], ""), (["--end"], "error: the end\n")):
+        before = warnings.showwarning
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            shown = CliRunner().invoke(group, ["read", *arguments]).stderr
+        assert shown.startswith(f"warning: set train: {tmp_path / '1.png'}: No such file or directory; a grey picture")
+        assert shown.endswith(f"lists them.\n{ending}")
+        assert len(shown.splitlines()) == 1 + bool(ending)
+        assert warnings.showwarning is before

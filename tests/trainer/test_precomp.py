@@ -79,9 +79,44 @@ def test_ids_of_images(tmp_path: Path) -> None:
 
 def test_ids_of_captions(tmp_path: Path) -> None:
     names = ["w", "x", "y", "z"]
-    for rows in (ROWS[:2], np.repeat(ROWS[:2], 2, axis=0)):
-        write(tmp_path, rows, 4, names)
-        assert found(load(tmp_path))["1"] == (ROWS[1].tobytes(), [("y", "caption 2"), ("z", "caption 3")])
+    wanted = (ROWS[1].tobytes(), [("y", "caption 2"), ("z", "caption 3")])
+    write(tmp_path, ROWS[:2], 4, names)
+    assert found(load(tmp_path))["1"] == wanted
+    write(tmp_path, np.repeat(ROWS[:2], 2, axis=0), 4, names)
+    assert found(load(tmp_path, captions_per_image=2))["1"] == wanted
+    # Without being told otherwise, an id for every row is an image for every row, even of equal ones.
+    assert found(load(tmp_path)) == {name: (ROWS[row // 2].tobytes(), captions(row)) for row, name in enumerate(names)}
+    write(tmp_path, ROWS[[0, 0, 1, 2]], 4, names)
+    assert load(tmp_path).pairs.image_ids == tuple(names)
+
+
+def test_a_text_id_on_several_lines_is_one_caption_of_several_images(tmp_path: Path) -> None:
+    write(tmp_path, ROWS[:3], 5, ["a", "a", "b", "c", "c"])
+    (tmp_path / "train_caps.txt").write_text("one\ntwo\ntwo\nthree\none\n")
+    (tmp_path / "train_text_ids.txt").write_text("t1\nt2\nt2\nt3\nt1\n")
+    pairs = load(tmp_path).pairs
+    assert (pairs.text_ids, pairs.texts) == (("t1", "t2", "t3"), ("one", "two", "three"))
+    found = {(pairs.image_ids[i], pairs.text_ids[t]) for i, t in zip(pairs.image_rows, pairs.text_rows, strict=True)}
+    assert found == {("a", "t1"), ("a", "t2"), ("b", "t2"), ("c", "t3"), ("c", "t1")}
+    # The first two images alone, as dev may be cut, have no t3.
+    for path in sorted(tmp_path.glob("train_*")):
+        path.rename(tmp_path / path.name.replace("train", "dev"))
+    assert load(tmp_path, "dev", dev_images=2).pairs.text_ids == ("t1", "t2")
+    (tmp_path / "dev_text_ids.txt").write_text("t1\nt2\nt3\nt3\nt1\n")
+    with pytest.raises(BadInput, match=r"dev_text_ids\.txt: text id 't3' has two captions, 'two' and 'three'"):
+        load(tmp_path, "dev")
+    (tmp_path / "dev_text_ids.txt").write_text("t1\nt2\n")
+    with pytest.raises(BadInput, match=r"dev_text_ids\.txt: 2 ids for 5 captions; give one per caption"):
+        load(tmp_path, "dev")
+
+
+@pytest.mark.parametrize(("blank", "sentence"), [(1, "the last line is empty"), (3, "the last 3 lines are empty")])
+def test_empty_lines_at_the_end_are_said(tmp_path: Path, blank: int, sentence: str) -> None:
+    write(tmp_path, ROWS[:5], 10)
+    with open(tmp_path / "train_caps.txt", "a") as file:
+        file.write("\n" * blank)
+    with pytest.raises(BadInput, match=rf"5 rows for {10 + blank} captions \({sentence}"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("per_caption", [False, True])
@@ -143,8 +178,14 @@ def test_what_does_not_fit_is_said(
 
 def test_missing_files_are_said(tmp_path: Path) -> None:
     write(tmp_path, ROWS, 6)
-    with pytest.raises(BadInput, match=r"dev_ims\.npy: no such file for the split 'dev' \(train_ims\.npy is there\)"):
+    with pytest.raises(
+        data.NoSplit, match=r"dev_ims\.npy: no such file for the split 'dev' \(train_ims\.npy is there\)"
+    ):
         load(tmp_path, "dev")
+    (tmp_path / "dev_caps.txt").write_text("a caption without its image\n")
+    with pytest.raises(BadInput, match="no such file for the split 'dev'") as half:
+        load(tmp_path, "dev")
+    assert not isinstance(half.value, data.NoSplit)
     (tmp_path / "train_caps.txt").unlink()
     with pytest.raises(BadInput, match=r"train_caps\.txt: no such file; it must hold one caption per line"):
         load(tmp_path)

@@ -120,3 +120,12 @@ def test_a_zero_vector_is_said_when_it_is_read(toys: SimpleNamespace, tmp_path: 
     np.save(folder / "images.npy", vectors)
     with pytest.raises(BadInput, match="only zeros"):
         _ = data.load(data.configure("vectors", {"folder": folder}), "train").fingerprint
+
+
+def test_an_unbalanced_quotation_mark_swallows_no_line(toys: SimpleNamespace, tmp_path: Path) -> None:
+    folder = toys.write_vectors(tmp_path / "v")
+    (folder / "pairs.csv").write_text(
+        "image_id,text_id,split,text\n" + 'i0,a,train,"a cat\n' + "i1,b,train,a dog\n" + 'i2,c,train,fish"\n'
+    )
+    with pytest.raises(BadInput, match="line 4: the cell in the column 'text' goes over 3 lines"):
+        load(folder)

@@ -14,8 +14,10 @@ one vector per picture (B, C).
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +93,13 @@ def open_backbone(name: str, image_shape: tuple[int, ...], image_size: int | Non
     elif ":" in name:
         network, pixels = _users.build(name, (image_shape[0], image_shape[1]))
     else:
-        network, pixels = _transformers.build(name)
+        try:
+            network, pixels = _transformers.build(name)
+        except BadInput as wrong:
+            nearest = difflib.get_close_matches(own, registry.names(__name__), 1)
+            if not nearest or Path(name).exists():
+                raise
+            raise BadInput(f"{wrong} Did you mean {nearest[0].replace('_', '-')!r}?") from wrong
     if image_size is not None:
         pixels = pixels.resized(image_size)
     backbone = Backbone(network, pixels, name)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DATA", "FOLD", "FOLDER", "SPLIT", "check_fits", "data_config", "draft_at", "loss_of", "model_of",
-    "open_checkpoint", "open_dataset", "sections_of", "was_given",
+    "open_checkpoint", "open_dataset", "open_split", "say_once", "sections_of", "was_given",
 ]  # fmt: skip
 
 FOLDER = click.Path(path_type=Path)
@@ -53,13 +53,29 @@ def data_config(data: str, fold: int) -> Any:
 
 def open_dataset(data: str, fold: int, split: Any) -> Dataset:
     """One split of what --data names. What a person should know about it goes to stderr. Raises BadInput."""
+    return open_split(data_config(data, fold), split)
+
+
+def open_split(config: Any, split: Any) -> Dataset:
+    """The same by the settings of a format."""
     from trainer.data import load
 
-    dataset = load(data_config(data, fold), split)
+    dataset = load(config, split)
     for note in dataset.notes:
-        click.echo(f"note: {note}", err=True)
-    click.get_current_context().call_on_close(lambda: _say_broken(dataset))
+        say_once(f"note: {note}")
+    opened: dict[tuple[str, str], Dataset] = click.get_current_context().meta.setdefault(f"{__name__}.opened", {})
+    if (dataset.name, dataset.split) not in opened:
+        click.get_current_context().call_on_close(lambda: _say_broken(opened[dataset.name, dataset.split]))
+    opened[dataset.name, dataset.split] = dataset  # one that is opened again, otherwise, takes the first one's place
     return dataset
+
+
+def say_once(sentence: str) -> None:
+    """To stderr, unless this command has said it already."""
+    said: set[str] = click.get_current_context().meta.setdefault(f"{__name__}.said", set())
+    if sentence not in said:
+        said.add(sentence)
+        click.echo(sentence, err=True)
 
 
 def _say_broken(dataset: Dataset) -> None:

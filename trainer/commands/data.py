@@ -1,22 +1,23 @@
-"""`trainer data check`."""
+"""`trainer data check` and `trainer data formats`."""
 
 from __future__ import annotations
 
-import time
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from miner.artifacts.command import CommandGroup, align
 from trainer.commands import FOLD, data_config
+from trainer.commands._formats import WithFormats, described, first_lines
+from trainer.commands._progress import Progress
 
 if TYPE_CHECKING:
     from trainer.data._check import Report
 
 __all__ = ["data"]
 
-_EVERY = 2.0  # seconds between two lines of progress
 _LISTED = 20  # broken images that are shown; --json has all
 
 
@@ -28,10 +29,28 @@ def data() -> None:
     Examples:
         trainer data check flickr8k/
         trainer data check karpathy:annotations=dataset_coco.json,images=coco --json > coco.json
+        trainer data formats karpathy
     """
 
 
 @data.command()
+@click.argument("name", required=False)
+def formats(name: str | None) -> None:
+    """List the data formats, or say what the format NAME reads and every setting that it has.
+
+    \b
+    Examples:
+        trainer data formats
+        trainer data formats precomp
+    """
+    if name is not None:
+        click.echo(described(name))
+        return
+    for each, said in first_lines():
+        click.echo(f"{each:<12} {said}")
+
+
+@data.command(cls=WithFormats)
 @click.argument("spec", metavar="emoji|PATH|FORMAT:KEY=VALUE,...")
 @FOLD
 @click.option(
@@ -61,36 +80,40 @@ def check(spec: str, fold: int, min_count: int, strict: bool, write_exclude: Pat
     from trainer.data._links import excluded
 
     config = data_config(spec, fold)
-    if write_exclude is not None and "exclude" not in type(config).model_fields:
-        raise BadInput(f"{spec}: --write-exclude is for pictures; this format has no setting exclude.")
-    report = examine(config, min_count, _progress())
+    if write_exclude is not None:
+        if "exclude" not in type(config).model_fields:
+            raise BadInput(f"{spec}: --write-exclude is for pictures; this format has no setting exclude.")
+        _check_place(write_exclude, config.exclude)
+    report = examine(config, min_count, Progress())
+    click.echo(_as_json(report) if as_json else _as_text(report))
     if write_exclude is not None:
         broken = {key: reason for split in report.splits.values() for key, reason in split.broken.items()}
         lines = [
             f"{key}\t{broken.get(key, 'excluded before')}"
             for key in {**dict.fromkeys(sorted(excluded(config.exclude))), **broken}
         ]
-        write_exclude.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        whole = write_exclude.with_name(f"{write_exclude.name}.{os.getpid()}.part")
+        try:
+            whole.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            whole.replace(write_exclude)
+        finally:
+            whole.unlink(missing_ok=True)
         click.echo(f"{write_exclude}: {len(lines)} image(s); use it as exclude={write_exclude}", err=True)
-    click.echo(_as_json(report) if as_json else _as_text(report))
     if report.says("error") or (strict and report.says("warning")):
         click.get_current_context().exit(BadInput.exit_code)
 
 
-def _progress() -> Any:
-    """Says at most every few seconds how far the images of a split have been read, and how fast."""
-    began: dict[str, float] = {}
-    said: list[float] = [time.monotonic()]
+def _check_place(path: Path, exclude: Path | None) -> None:
+    """Raises BadInput for a file that is not the set's own list, and for a folder that is not there."""
+    from miner.artifacts.errors import BadInput
 
-    def progress(split: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        began.setdefault(split, said[0])
-        if now - said[0] >= _EVERY:
-            said[0] = now
-            rate = done / max(now - began[split], 1e-9)
-            click.echo(f"{split}: {done:,} of {total:,} images read, {rate:,.0f}/s", err=True)
-
-    return progress
+    if path.exists() and (exclude is None or not exclude.exists() or not path.samefile(exclude)):
+        raise BadInput(
+            f"{path}: there already, and would be overwritten; give --write-exclude another name, or exclude={path} "
+            "in the data if it is the list of these images."
+        )
+    if not path.parent.is_dir():
+        raise BadInput(f"{path.parent}: no such folder, so that {path.name} cannot be written there; make it first.")
 
 
 def _as_json(report: Report) -> str:

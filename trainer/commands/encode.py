@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
-from trainer.commands import DATA, FOLD, FOLDER, SPLIT, draft_at, open_checkpoint, open_dataset, was_given
+from trainer.commands import (
+    DATA,
+    FOLD,
+    FOLDER,
+    SPLIT,
+    data_config,
+    draft_at,
+    open_checkpoint,
+    open_split,
+    say_once,
+    was_given,
+)
+from trainer.commands._progress import Progress
 
 _OF_CHECKPOINT = ("shard_rows",)
 _OF_BACKBONE = ("regions", "pool", "image_size", "batch_size", "dtype")
@@ -61,7 +72,7 @@ def encode(
 
     With --checkpoint, a folder that `miner mine` takes. With --backbone, a data set of precomputed features (format
     precomp: train_ims.npy, train_caps.txt, train_ids.txt and so on), which `--data` takes; the same command goes on
-    after an interruption.
+    after an interruption. Pictures are read at the size that the backbone wants, unless --data says image_size.
 
     \b
     Examples:
@@ -150,58 +161,53 @@ def _features(
     from trainer.registry import validated
 
     config = validated(ExtractConfig, settings, "trainer encode --backbone")
-    datasets = [open_dataset(data, fold, split)] if split is not None else _all_splits(data, fold)
+    of_data = data_config(data, fold)
+    datasets = _splits(of_data, split)
     backbone = open_backbone(name, datasets[0].image_shape, image_size).to(default_device())
+    of_data = _enlarged(of_data, datasets, backbone.pixels.shortest_edge or max(backbone.pixels.size))
+    if of_data is not None:
+        datasets = _splits(of_data, split)
     click.get_current_context().with_resource(hold(out))
-    progress = _Progress()
+    progress = Progress()
     extract(datasets, backbone, config, LocalStore(out), progress)
     for dataset in datasets:
         pairs = dataset.pairs
-        repeated = pairs.num_pairs - pairs.num_texts
-        note = f" ({repeated} more than texts: in this format a caption belongs to one image)" if repeated else ""
-        click.echo(f"{dataset.split}: features of {pairs.num_images} images, {pairs.num_pairs} captions{note}")
+        click.echo(f"{dataset.split}: features of {pairs.num_images} images, {pairs.num_texts} captions")
     click.echo(f"features: {out}" if progress.began else f"already done: {out}")
 
 
-def _all_splits(data: str, fold: int) -> list[Any]:
-    """Every split there is. Raises BadInput when there is none."""
-    from miner.artifacts.errors import BadInput
-    from trainer.data import Split
+def _splits(config: Any, split: str | None) -> list[Any]:
+    """The split asked for, else every split there is, which train must be. Raises NoSplit for one that must be there
+    and is not, BadInput for one that is wrong."""
+    from trainer.data import NoSplit, Split
 
-    found, missing = [], []
-    for split in get_args(Split):
+    if split is not None:
+        return [open_split(config, split)]
+    found = []
+    for each in get_args(Split):
         try:
-            found.append(open_dataset(data, fold, split))
-        except BadInput as absent:
-            missing.append((split, absent))
-    if not found:
-        raise missing[0][1]
-    for split, why in missing:
-        click.echo(f"warning: no features of the split {split}: {why}", err=True)
+            found.append(open_split(config, each))
+        except NoSplit as absent:
+            if each == "train":
+                raise
+            say_once(f"warning: no features of the split {each}: {absent}")
     return found
 
 
-class _Progress:
-    """A line on stderr every few seconds: how many pictures, how fast, how long still."""
+def _enlarged(config: Any, datasets: list[Any], wanted: int) -> Any:
+    """The settings of the data with the side that the backbone wants, unless somebody chose one; None: as they are.
 
-    EVERY = 5.0
+    A picture that the data format has made smaller than the backbone wants it would be enlarged again.
+    """
+    from trainer.data import name_of
+    from trainer.registry import validated
 
-    def __init__(self) -> None:
-        self.began: dict[str, tuple[float, int]] = {}
-        self.said = time.monotonic()
-
-    def __call__(self, split: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        # The first batch of a split counts as its start: what was there before took no time.
-        since, before = self.began.setdefault(split, (now, done))
-        if done < total and now - self.said < self.EVERY:
-            return
-        self.said = now
-        rate = (done - before) / (now - since) if now > since else 0.0
-        left = f", {rate:.1f} images/s, {_span((total - done) / rate)} left" if rate and done < total else ""
-        click.echo(f"{split}: {done} of {total} images{left}", err=True)
-
-
-def _span(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+    given = min(datasets[0].image_shape[:2])
+    has_setting = "image_size" in type(config).model_fields
+    if has_setting and "image_size" not in config.model_fields_set and given != wanted:
+        click.echo(f"note: pictures are read with image_size={wanted}, which the backbone wants", err=True)
+        return validated(type(config), {**config.model_dump(), "image_size": wanted}, f"data {name_of(config)}")
+    if given < wanted:
+        advice = f": set image_size={wanted} in --data" if has_setting else "; they are enlarged"
+        click.echo(f"warning: the data gives {given} pixels, the backbone wants {wanted}{advice}", err=True)
+    return None

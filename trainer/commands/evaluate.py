@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from trainer.commands import DATA, FOLD, FOLDER, SPLIT, check_fits, draft_at, open_dataset, was_given
+from trainer.commands import DATA, FOLD, FOLDER, SPLIT, check_fits, draft_at, open_dataset, say_once, was_given
 
 if TYPE_CHECKING:
     from miner.artifacts.pairs import Pairs
@@ -69,18 +69,24 @@ def evaluate(
     Examples:
         trainer evaluate --data emoji --checkpoint runs/model1
         trainer evaluate --data emoji --split dev --checkpoint runs/model1 --out runs/dev
-        trainer evaluate --data coco/ --checkpoint runs/a --checkpoint runs/b --protocol folds
-        trainer evaluate --data coco/ --checkpoint runs/a --positives eccv --latex --name VSE++ >> table.tex
+        trainer evaluate --data precomp:folder=coco,test=testall --checkpoint runs/a --checkpoint runs/b \\
+            --protocol folds
+        trainer evaluate --data precomp:folder=coco,test=testall --checkpoint runs/a \\
+            --positives eccv:order=testall --latex --name VSE++ >> table.tex
 
+    Of the files published for COCO, testall are its 5,000 test images and test the first 1,000 of them.
     An anchor's rank is that of its best positive; a tie counts against the model.
 
     \b
     Where --positives come from, each with its settings in the file that documents it, trainer/judgements/NAME.py:
         eccv                   ECCV Caption, of the COCO test; labels=cxc, order=testall
-        cxc:sits_test.csv      Crisscrossed Captions, of COCO; min_score=3
+        cxc:sits_test.csv      Crisscrossed Captions, of COCO; min_score=3, order=testall
         flickr8k:FOLDER        human judgements of the Flickr8k test; min_expert=3, min_crowd=0.66
         pairs:FILE             image_id,text_id[,score]; min_score, judged_images=FILE, judged_texts=FILE
+    order=testall is for data whose ids are not COCO's, but whose rows are those of testall_caps.txt.
     mAP@R, R-precision and R@1/5/10 then count them too, over the queries that were judged.
+
+    --json and metrics.json hold what was measured, {"of": {...}, "metrics": {...}}.
 
     \b
     A LaTeX row: name & R@1 & R@5 & R@10 (image to text) & R@1 & R@5 & R@10 (text to image) & rsum \\\\
@@ -89,7 +95,9 @@ def evaluate(
     import torch
 
     from miner.artifacts.errors import BadInput
+    from miner.artifacts.lock import hold
     from miner.artifacts.manifest import canonical_json, open_artifact
+    from trainer import models
     from trainer.checkpoint import CHECKPOINT, Checkpoint
     from trainer.encode import default_device
     from trainer.evaluate import Mean, scores_of
@@ -114,13 +122,24 @@ def evaluate(
     size = fold_images if protocol == "folds" else None
     num_folds = len(folds(pairs, size)) if size is not None else 0
     judgements = _judgements(positives, pairs) if positives is not None else None
+    for note in judgements.notes if judgements is not None else ():
+        say_once(f"note: {note}")
+    of: dict[str, Any] = {
+        "data": {"name": dataset.name, "split": split, "images": pairs.num_images, "texts": pairs.num_texts},
+        "protocol": {"name": protocol, "fold_images": size, "folds": num_folds or None},
+        "positives": _said_of(judgements, pairs) if judgements is not None else None,
+        "models": [
+            {"name": models.name_of(checkpoint.model_config), "checkpoint": artifact.manifest.fingerprint}
+            for checkpoint, artifact in zip(opened, artifacts, strict=True)
+        ],
+    }
     draft = done = None
     if out is not None:
+        click.get_current_context().with_resource(hold(out))
         inputs = {
+            "of": of,
             "pairs": pairs.fingerprint,
-            "checkpoints": [artifact.manifest.fingerprint for artifact in artifacts],
             "data": [dataset.name, fold, split, dataset.fingerprint],
-            "protocol": [protocol, size],
             "positives": judgements.fingerprint if judgements is not None else None,
             "threads": threads,
             "torch": torch.__version__,
@@ -128,13 +147,12 @@ def evaluate(
         draft = draft_at(out, ".", "metrics", inputs)
         done = draft.committed()
     if done is not None:
-        measured = json.loads(done.read("metrics.json"))
+        measured = json.loads(done.read("metrics.json"))["metrics"]
     else:
         scores = Mean([scores_of(checkpoint.model(default_device()), dataset, threads) for checkpoint in opened])
         measured = measure(scores, pairs, judgements, size)
-    written = canonical_json(measured)
-    if draft is not None and done is None:
-        draft.commit({"metrics.json": draft.add("metrics.json", written)}, {"metrics": measured})
+    found = {"of": of, "metrics": measured}
+    written = canonical_json(found)
 
     if as_json:
         click.echo(written.decode(), nl=False)
@@ -145,8 +163,18 @@ def evaluate(
         what += f", ensemble of {len(opened)} models" if len(opened) > 1 else ""
         click.echo(f"{dataset.name} {split}: {pairs.num_images} images, {pairs.num_texts} texts{what}")
         _show(measured, pairs, positives, judgements)
-    if out is not None:
+    if draft is not None and out is not None:
+        # Printed first: a disk that is full by now does not cost the figures.
+        if done is None:
+            draft.commit({"metrics.json": draft.add("metrics.json", written)}, found)
         click.echo(f"  {out / 'metrics.json'}", err=as_json or as_latex)
+
+
+def _said_of(judgements: Judgements, pairs: Pairs) -> dict[str, Any]:
+    """Whose positives, how many more and fewer than those of the data, and how many queries were judged."""
+    added, refuted = judgements.changes(pairs)
+    images, texts = (len(judgements.positives(side)[0]) for side in ("image", "text"))
+    return {"name": judgements.name, "added": added, "refuted": refuted, "images": images, "texts": texts}
 
 
 def _judgements(positives: str, pairs: Pairs) -> Judgements:
@@ -161,8 +189,10 @@ def _show(measured: dict[str, float], pairs: Pairs, positives: str | None, judge
 
     shown = lines(measured)
     if judgements is not None:
-        added, refuted = judgements.changes(pairs)
-        images, texts = (len(judgements.positives(side)[0]) for side in ("image", "text"))
-        shown.append(f"{positives}: {added} more positives, {refuted} fewer; {images} images, {texts} texts judged")
+        said = _said_of(judgements, pairs)
+        shown.append(
+            f"{positives}: {said['added']} more positives, {said['refuted']} fewer; {said['images']} images, "
+            f"{said['texts']} texts judged"
+        )
         shown += extended_lines(measured)
     click.echo("\n".join(f"  {line}" for line in shown))

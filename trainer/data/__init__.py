@@ -21,17 +21,25 @@ from typing import Any, Literal, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
+from miner.artifacts.errors import BadInput
 from miner.artifacts.pairs import Pairs
 from trainer import registry
 from trainer.data._spec import spoken
 
-__all__ = ["Dataset", "ImageSource", "Split", "blocks", "configure", "formats", "load", "name_of", "resolved", "spoken"]
+__all__ = [
+    "Dataset", "ImageSource", "NoSplit", "Split", "blocks", "configure", "formats", "load", "name_of", "resolved",
+    "spoken",
+]  # fmt: skip
 
 Split = Literal["train", "dev", "test"]
 
 
 # Bytes of images that are read at once where all are gone through.
 _BLOCK = 2**25
+
+
+class NoSplit(BadInput):
+    """The data are fine as far as one can see, but have nothing in the split that was asked for."""
 
 
 class ImageSource(Protocol):
@@ -122,5 +130,8 @@ def resolved(config: Any, base: Path) -> Any:
 
 
 def load(config: Any, split: Split) -> Dataset:
-    """Read one split of the set that `config`, some format's `Config`, describes. Raises BadInput for wrong data."""
+    """Read one split of the set that `config`, some format's `Config`, describes.
+
+    Raises BadInput for wrong data, NoSplit when the split is all that is missing.
+    """
     return cast(Dataset, sys.modules[type(config).__module__].read(config, split))

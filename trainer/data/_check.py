@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from miner.artifacts.errors import BadInput
+from miner.artifacts.errors import BadInput, DamagedArtifact
 from trainer.data import Dataset, blocks, load, name_of
 from trainer.data._links import SPLITS
 from trainer.data._pictures import Pictures
@@ -83,13 +84,18 @@ def examine(config: Any, min_count: int = 1, progress: Progress = lambda split, 
     # A set with too many broken pictures is to be described, not refused.
     lenient = config.model_copy(update={"max_broken": 1.0}) if "max_broken" in type(config).model_fields else config
     seen, vocabulary = _Seen(), None
+    unread: dict[str, str] = {}
+    try:
+        getattr(sys.modules[type(config).__module__], "verify", lambda config: None)(config)
+    except DamagedArtifact as damaged:
+        report.findings.append(Finding("error", str(damaged)))
     for split in SPLITS:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of broken pictures, which are about to be listed
                 dataset = load(lenient, split)
-        except BadInput as wrong:
-            report.findings.append(Finding("error", f"{split}: {wrong}"))
+        except (BadInput, DamagedArtifact) as wrong:
+            unread[split] = str(wrong)
             continue
         report.findings += [Finding("note", note) for note in dataset.notes if note not in report.says("note")]
         if split == "train" and dataset.pairs.texts:
@@ -100,6 +106,10 @@ def examine(config: Any, min_count: int = 1, progress: Progress = lambda split, 
         report.findings += _about_images(
             dataset, report.splits[split], seen, getattr(config, "max_broken", 0.0), progress
         )
+    if len(unread) == len(SPLITS) and len(set(unread.values())) == 1:
+        report.findings.append(Finding("error", unread["train"]))
+    else:
+        report.findings += [Finding("error", f"{split}: {wrong}") for split, wrong in unread.items()]
     shapes = {(found.shape, found.dtype) for found in report.splits.values()}
     if len(shapes) > 1:
         said = "; ".join(f"{split} {found.shape} {found.dtype}" for split, found in report.splits.items())

@@ -8,21 +8,26 @@ from __future__ import annotations
 import io
 import math
 import os
+import stat
 import threading
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ["GREY", "MAX_BYTES", "Place", "Unreadable", "content", "decode", "decode_all", "follow_parent"]
+__all__ = ["GREY", "MAX_BYTES", "NOT_A_FILE", "Place", "Unreadable", "content", "decode", "decode_all", "follow_parent"]
 
 # (path, first byte, number of bytes); -1 bytes is the whole file.
 Place = tuple[str, int, int]
 GREY = 127
+NOT_A_FILE = "not a regular file but a directory, a pipe or a device"
 MAX_BYTES = 2**28
+# Not whatever Pillow has a reader for: EPS, for one, would run Ghostscript on what the file says. MPO comes with JPEG.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 # Pillow may shrink a JPEG by 2, 4 or 8 while decoding it, as long as this many times the wanted side are left.
 _GAP = 2
 # Of damaged EXIF blocks, odd palettes and large pictures; what matters comes as the reason why there is no picture.
@@ -41,6 +46,8 @@ def content(stored: bytes | Place | None) -> bytes:
         return stored
     path, start, size = stored
     try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):  # opening a pipe would wait for somebody to write
+            raise Unreadable(NOT_A_FILE)
         with open(path, "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size if size < 0 else size
             if size > MAX_BYTES:
@@ -68,7 +75,7 @@ def decode(stored: bytes | Place | None, side: int, mode: str, max_pixels: int) 
     if not data:
         raise Unreadable("the file is empty")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise Unreadable(f"{width} x {height} pixels, more than max_pixels = {max_pixels}")
@@ -78,7 +85,7 @@ def decode(stored: bytes | Place | None, side: int, mode: str, max_pixels: int) 
     except (Unreadable, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise Unreadable("not a picture of a kind that Pillow knows") from error
+        raise Unreadable(f"not a picture of a kind that is read ({', '.join(_FORMATS)})") from error
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
         raise Unreadable(f"{type(error).__name__}: {error}".replace("\n", " ")[:200]) from error
 

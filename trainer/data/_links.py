@@ -6,13 +6,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 
 from miner.artifacts.errors import BadInput
 from miner.artifacts.pairs import Pairs
-from trainer.data import Split
+from trainer.data import NoSplit, Split
 from trainer.data._lines import read_lines
 
 __all__ = ["BY_HASH", "SPLITS", "Links", "by_hash", "excluded", "inside", "split_named"]
@@ -56,11 +56,19 @@ def excluded(path: Path | None) -> frozenset[str]:
 
 
 class Links:
-    """Pairs of all splits go in, those of one come out. Images and texts keep the order in which they came."""
+    """Pairs go in, those of one split come out. Images and texts keep the order in which they came.
 
-    def __init__(self, split: Split, exclude: frozenset[str] = frozenset()) -> None:
-        self.split, self.exclude = split, exclude
+    `exclude` is a file of image ids to leave out. `whole` says that the pairs of all splits go in, so that what is not
+    found is not in the set.
+    """
+
+    def __init__(self, split: Split, exclude: Path | None = None, *, whole: bool = True) -> None:
+        self.split, self.exclude, self.whole = split, excluded(exclude), whole
         self.left_out: set[str] = set()
+        self._exclude_file = exclude
+        self._found: set[str] = set()  # of `exclude`, in any split
+        self._missing: list[str] = []  # where captions of the split are missing
+        self._seen: set[str] = set()  # images of the split, also those without a caption
         self._counts: dict[str, int] = dict.fromkeys(SPLITS, 0)
         self._images: dict[str, int] = {}
         self._texts: dict[str, int] = {}
@@ -69,19 +77,40 @@ class Links:
         self._image_rows: list[int] = []
         self._text_rows: list[int] = []
 
-    def add(self, split: Split, image_id: str, texts: Sequence[str], ids: Sequence[str] | None, where: str) -> bool:
-        """Take an image of `split` and captions of it; whether it is in the split wanted and not left out.
+    def add(
+        self,
+        split: Split,
+        image_id: str,
+        texts: Sequence[Any],
+        ids: Sequence[str] | None,
+        where: str,
+        at_most: int | None = None,
+    ) -> bool:
+        """Take an image of `split` and captions of it, the first `at_most`; whether it is wanted: in the split, and not
+        excluded. A wanted image gets a row once it has a caption.
 
-        Captions without `ids` get the image's and their number there. Raises BadInput, at the place `where`, for an id
-        that has another caption already.
+        A caption that is None or blank is missing, and left out. Those without `ids` get the image's and their number
+        there. Raises BadInput, at the place `where`, for a caption that is no string and an id that has another caption
+        already.
         """
         if image_id in self.exclude:
+            self._found.add(image_id)
             if split == self.split:
                 self.left_out.add(image_id)
             return False
+        wrong = [text for text in texts if text is not None and not isinstance(text, str)]
+        if wrong:
+            raise BadInput(f"{where}: the caption {wrong[0]!r} is no string; write captions as text.")
+        there = [number for number, text in enumerate(texts) if text is not None and text.strip()]
+        missing, there = max(len(texts), 1) - len(there), there[:at_most]
+        texts, ids = [texts[number] for number in there], ids and [ids[number] for number in there]
         self._counts[split] += len(texts)
-        if split != self.split or not texts:
+        if split != self.split:
             return False
+        self._missing += [where] * missing
+        self._seen.add(image_id)
+        if not texts:
+            return True
         if ids is None:
             first = self._numbered[image_id]
             self._numbered[image_id] += len(texts)
@@ -101,12 +130,14 @@ class Links:
         return True
 
     def pairs(self, name: str, where: str, advice: str = "") -> Pairs:
-        """The pairs of the split. Raises BadInput when there are none; `advice` says what could be set."""
+        """The pairs of the split. Raises NoSplit when none of its images is there, BadInput when no pair of those there
+        is left; `advice` says what could be set."""
         if not self._image_rows:
             counts = ", ".join(f"{split} {count}" for split, count in self._counts.items())
-            raise BadInput(
-                f"{where}: no pair in split {self.split!r} (pairs found: {counts}).{advice and ' ' + advice}"
-            )
+            found = f" (pairs found: {counts})" if self.whole else ""
+            said = "".join(f" {sentence}" for sentence in (*self.notes(), advice) if sentence)
+            absent = BadInput if self._seen or self.left_out else NoSplit
+            raise absent(f"{where}: no pair in split {self.split!r}{found}.{said}")
         return Pairs(
             tuple(self._images),
             tuple(self._texts),
@@ -117,6 +148,18 @@ class Links:
         )
 
     def notes(self) -> list[str]:
-        """What `exclude` left out, as a sentence."""
-        count = len(self.left_out)
-        return [f"{self.split}: {count} image(s) left out by the exclude file."] if count else []
+        """What was left out, and what of the exclude file is not there, as sentences."""
+        notes = []
+        if self.left_out:
+            notes.append(f"{self.split}: {len(self.left_out)} image(s) left out by the exclude file.")
+        unknown = len(self.exclude - self._found)
+        if unknown and self.whole:
+            notes.append(f"{unknown} of {len(self.exclude)} ids in {self._exclude_file} are not in the set.")
+        if self._missing:
+            bare = len(self._seen) - len(self._images)
+            with_them = f", and with them {bare} image(s) that have no other" if bare else ""
+            notes.append(
+                f"{self.split}: {len(self._missing)} missing or empty caption(s) left out{with_them}; first "
+                f"{self._missing[0]}."
+            )
+        return notes

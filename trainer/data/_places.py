@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data._decode import Place
+from trainer.data._decode import NOT_A_FILE, Place
 
 __all__ = ["NOTHING", "WHOLE", "Places", "Stored"]
 
@@ -68,11 +69,13 @@ class Places:
         absent = {int(row): "there is no image" for row in np.flatnonzero(self.size == NOTHING)}
         for row in np.flatnonzero(self.size == WHOLE).tolist():
             try:
-                size = Path(self.named(row)).stat().st_size
+                found = Path(self.named(row)).stat()
             except OSError as error:
                 absent[row] = error.strerror or str(error)
                 continue
-            if not size:
+            if not stat.S_ISREG(found.st_mode):
+                absent[row] = NOT_A_FILE
+            elif not found.st_size:
                 absent[row] = "the file is empty"
         return absent
 

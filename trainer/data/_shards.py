@@ -78,11 +78,21 @@ def _members(shard: Path, file: IO[bytes]) -> dict[str, dict[str, tuple[int, int
                 if named[2].lower() in members:
                     raise BadInput(f"{shard}: {member.name} is there twice; rename one.")
                 members[named[2].lower()] = (member.offset_data, member.size)
+            end = tar.offset
     except tarfile.TarError as broken:
         raise BadInput(
             f"{shard}: not a readable tar file ({broken}); shards must be whole, and not compressed: unpack a .tar.gz."
         ) from broken
-    file.seek(-min(512, shard.stat().st_size), 2)
-    if file.read(512).strip(b"\0"):
+    # tarfile takes whatever is no header for the end, and would leave out what follows.
+    file.seek(end)
+    mark = file.read(tarfile.BLOCKSIZE)
+    if len(mark) < tarfile.BLOCKSIZE:
         raise BadInput(f"{shard}: cut short, the mark at the end of a tar file is missing; write or download it again.")
+    while mark:
+        if mark.strip(b"\0"):
+            raise BadInput(
+                f"{shard}: something follows its end at byte {end}: a header there is damaged, or another tar file was "
+                "appended; write or download it again, as one tar file."
+            )
+        mark = file.read(2**20)
     return found

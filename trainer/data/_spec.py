@@ -24,9 +24,8 @@ def spoken(text: str) -> Any:
     known = registry.names(_PACKAGE)
     name, colon, rest = text.partition(":")
     if name in known and (colon or name == "emoji" or not Path(text).exists()):
-        _, settings = registry.spoken(text)
-        return registry.configure(_PACKAGE, name, _words(settings, registry.module(_PACKAGE, name).Config))
-    path = Path(text).expanduser()
+        return registry.configure(_PACKAGE, name, _settings(text, registry.module(_PACKAGE, name).Config))
+    path = Path(_at_home(text))
     if path.exists():
         return _recognised(path, known)
     if colon and "=" in rest and "/" not in name:
@@ -41,14 +40,18 @@ def glance(folder: Path) -> Iterator[Path]:
     return islice(folder.rglob("*"), 2000)
 
 
-def _words(settings: dict[str, Any], config: Any) -> dict[str, Any]:
-    """Paths and names stay what they were, even where a folder is called 2024."""
-    found = dict(settings)
-    for key, value in settings.items():
-        said = str(config.model_fields[key].annotation) if key in config.model_fields else ""
-        if not isinstance(value, str | list) and ("Path" in said or "str" in said):
-            found[key] = str(value).lower() if isinstance(value, bool) else str(value)
+def _settings(text: str, config: Any) -> dict[str, Any]:
+    """Paths and names stay as written, even where a folder is called 2024 or 1.10; a ~ is the home folder."""
+    (_, found), (_, written) = registry.spoken(text), registry.said(text)
+    for key, value in found.items():
+        kind = str(config.model_fields[key].annotation) if key in config.model_fields else ""
+        if ("Path" in kind or "str" in kind) and not isinstance(value, list):
+            found[key] = _at_home(value if isinstance(value, str) else written[key])
     return found
+
+
+def _at_home(text: str) -> str:
+    return str(Path(text).expanduser()) if text == "~" or text.startswith("~/") else text
 
 
 def _recognised(path: Path, known: list[str]) -> Any:

@@ -3,7 +3,9 @@
 image       a path, the bytes of a picture, {bytes, path} as Hugging Face stores them, or a vector as a list of floats;
             of the rows of one image, the first has to hold it
 text        a caption or a list of captions
-image_id    optional; rows with the same id are about the same image. Without it, the path; without that, the row number
+image_id    optional; rows with the same id are about the same image. Without it, the path
+            below the folder of all the files (or `images`); without that, the row number over all files, or after the
+            file's name where files are splits, since only those of one split are read
 text_id     optional; one per caption. Rows with the same id are about the same text, so that a text may have several
             images. Without it, the image's id and a number
 split       optional: train, dev or val, test
@@ -11,6 +13,7 @@ split       optional: train, dev or val, test
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,7 +26,7 @@ from miner.artifacts.errors import BadInput
 from trainer.data import Dataset, ImageSource, Split
 from trainer.data._arrow import Cells, Table, open_table
 from trainer.data._columns import Columns, TableSettings
-from trainer.data._links import BY_HASH, Links, by_hash, excluded, inside
+from trainer.data._links import BY_HASH, Links, by_hash, inside
 from trainer.data._pictures import Pictures
 from trainer.data._places import NOTHING, WHOLE, Places, Stored
 from trainer.data._vectors import Vectors
@@ -40,7 +43,7 @@ class _Row(NamedTuple):
     where: str
     image_id: str
     split: str
-    captions: list[str]
+    captions: list[str | None]
     text_ids: list[str] | None
     place: Triple | None
     cell: Triple
@@ -58,9 +61,10 @@ def read_tables(
     by = _split_by(config, columns, files, where)
     wanted = [path for path, called in files if by != "files" or config.split_called(called) == split]
     ignored = Counter(called for _, called in files if by == "files" and config.split_called(called) is None)
-    links = Links(split, excluded(config.exclude))
+    links = Links(split, config.exclude, whole=by != "files")
+    root = Path(os.path.commonpath([path.parent for path, _ in files]))
     stores = _Stores([str(path) for path in wanted])
-    for row in _rows(wanted, columns, config.images, stores):
+    for row in _rows(wanted, columns, config.images, stores, root, numbered_by_file=by == "files"):
         of = split if by == "files" else by_hash(row.image_id) if by == "hash" else config.split_called(row.split)
         if of is None:
             ignored[row.split] += 1
@@ -71,7 +75,7 @@ def read_tables(
     pairs = links.pairs(name, where, f"Left out: {_counted(ignored)}. {advice}" if ignored else advice)
     notes = [*links.notes(), *([f"{where}: split {_counted(ignored)} left out."] if ignored else [])]
     notes += [f"{where}: {BY_HASH}."] if by == "hash" else []
-    stored, note = stores.stored(columns.image, config)
+    stored, note = stores.stored(pairs.image_ids, columns.image, config)
     images: ImageSource
     if columns.vector is None:
         images = Pictures(stored, config, f"{name} {split}")
@@ -96,8 +100,19 @@ def _split_by(config: TableSettings, columns: Columns, files: Sequence[tuple[Pat
     )
 
 
-def _rows(files: Sequence[Path], columns: Columns, base: Path | None, stores: _Stores) -> Iterator[_Row]:
-    """The rows of all files in order. Raises BadInput for one without captions, or whose columns do not fit."""
+def _rows(
+    files: Sequence[Path],
+    columns: Columns,
+    base: Path | None,
+    stores: _Stores,
+    root: Path,
+    *,
+    numbered_by_file: bool,
+) -> Iterator[_Row]:
+    """The rows of all files in order; `root` is the folder that they have in common, also with those of other splits.
+
+    Raises BadInput for a file whose columns do not fit.
+    """
     given = [columns.image_id, columns.text_id, columns.split, columns.image if columns.is_path else None]
     names = [columns.text, *(name for name in given if name is not None)]
     number = 0
@@ -107,20 +122,23 @@ def _rows(files: Sequence[Path], columns: Columns, base: Path | None, stores: _S
         if missing:
             raise BadInput(f"{path}: no column {', '.join(missing)}, which the first file has.")
         folder = path.parent if base is None else base
+        # What a path in the table is meant from is part of an id: a/0.jpg and b/0.jpg are not the same picture.
+        below = path.parent.relative_to(root).as_posix() if base is None else "."
+        before = number
         for group in range(table.num_groups):
             values = table.columns(group, names)
             places = _places(table, group, file, columns, values, folder, stores)
             for row, (text, place) in enumerate(zip(values[columns.text], places, strict=True)):
                 where = f"{path}, row {number}"
-                captions = [text] if isinstance(text, str) else text
-                if not captions or None in captions:
-                    raise BadInput(
-                        f"{where}: no caption in the column {columns.text!r}; give one, or leave the row out."
-                    )
+                captions = text if isinstance(text, list) else [text]
                 own = values[columns.image_id][row] if columns.image_id else None
+                if own is None and columns.is_path:
+                    own = values[columns.image][row]
+                    own = own if own is None or below == "." else f"{below}/{own}"
                 if own is None:
-                    own = values[columns.image][row] if columns.is_path else number
-                ids = values[columns.text_id][row] if columns.text_id else None
+                    number_there = f"{path.relative_to(root).as_posix()}/{number - before}"
+                    own = number_there if numbered_by_file else number
+                ids = values[columns.text_id][row] if columns.text_id and text is not None else None
                 yield _Row(
                     where,
                     str(own),
@@ -133,11 +151,11 @@ def _rows(files: Sequence[Path], columns: Columns, base: Path | None, stores: _S
                 number += 1
 
 
-def _text_ids(ids: Any, captions: list[str], where: str) -> list[str]:
+def _text_ids(ids: Any, captions: list[str | None], where: str) -> list[str] | None:
     listed = ids if isinstance(ids, list) else [ids]
     if len(listed) != len(captions):
         raise BadInput(f"{where}: {len(listed)} text ids for {len(captions)} captions; give each its own.")
-    return [str(one) for one in listed]
+    return None if None in listed else [str(one) for one in listed]
 
 
 def _places(
@@ -158,7 +176,7 @@ def _places(
 
 
 class _Stores:
-    """Where the image of every image id lies, in the order in which the ids came."""
+    """Where the image of every image id lies."""
 
     def __init__(self, tables: list[str]) -> None:
         self.tables, self.paths = tables, list(tables)
@@ -175,12 +193,13 @@ class _Stores:
         if self._place.get(row.image_id, _NOTHING) == _NOTHING:
             self._place[row.image_id], self._cell[row.image_id] = row.place, row.cell
 
-    def stored(self, column: str, config: TableSettings) -> tuple[Stored, list[str]]:
-        """The images, and a note when reading them is slow."""
-        places = [place for place in self._place.values() if place is not None]
-        if len(places) == len(self._place):
+    def stored(self, image_ids: Sequence[str], column: str, config: TableSettings) -> tuple[Stored, list[str]]:
+        """The images in that order, and a note when reading them is slow."""
+        found_places = [self._place[image_id] for image_id in image_ids]
+        places = [place for place in found_places if place is not None]
+        if len(places) == len(found_places):
             return Places.of(self.paths, places), []
-        cells = np.array(list(self._cell.values()), dtype=np.int64)
+        cells = np.array([self._cell[image_id] for image_id in image_ids], dtype=np.int64)
         tables, cache = [Path(table) for table in self.tables], config.cache_mib * 2**20
         size = sum(table.stat().st_size for table in tables)
         note = (

@@ -1,19 +1,20 @@
 """A folder of pictures and their captions, in whichever of these forms it comes:
 
     captions.csv, captions.txt, metadata.csv   image,caption[,split][,text_id] by any usual column names, separated by
-                                               commas, bars or tabs (Flickr8k and Flickr30k on Kaggle, imagefolder)
+                                               commas, bars or tabs (Flickr8k and Flickr30k on Kaggle)
     captions.token, *.token.txt, *.token       name#0<tab>caption, one per line (Flickr8k and Flickr30k, original)
     a.jpg and a.txt beside each other          one caption per line
 
 Pictures lie in a folder below (images/, Images/, ...) or in the folder itself. Splits: a column `split`; else the lists
-of picture names train.txt, dev.txt or val.txt, and test.txt (or Flickr_8k.trainImages.txt and so on); else a hash of
-the picture's name decides, 80% train, 10% dev, 10% test, which is said. An image's id is its name below the folder of
-the pictures.
+of picture names train.txt, dev.txt or val.txt, and test.txt (or Flickr_8k.trainImages.txt and so on); else folders of
+pictures train/, dev/ or val/, and test/; else a hash of the picture's name decides, 80% train, 10% dev, 10% test, which
+is said. An image's id is its name below the folder of the pictures.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 from miner.artifacts.errors import BadInput
 from trainer.data import Dataset, Split
 from trainer.data._lines import read_lines, read_table, read_text
-from trainer.data._links import BY_HASH, SPLITS, Links, by_hash, excluded, inside, split_named
+from trainer.data._links import BY_HASH, SPLITS, Links, by_hash, inside, split_named
 from trainer.data._pictures import Pictures, PictureSettings
 from trainer.data._places import Places
 from trainer.data._spec import glance
@@ -47,14 +48,14 @@ _NUMBERED = re.compile(r"(.+)#\d+")
 
 class Config(PictureSettings):
     """`captions` and `images` are the table of captions and the folder of pictures, named from `folder` on
-    [default: the usual names]. `split_by` "hash" ignores what the folder says about splits, "lists" and "column" insist
-    on it.
+    [default: the usual names]. `split_by` "hash" ignores what the folder says about splits, "column", "lists" and
+    "folders" insist on it.
     """
 
     folder: Path
     captions: str | None = None
     images: str | None = None
-    split_by: Literal["auto", "column", "lists", "hash"] = "auto"
+    split_by: Literal["auto", "column", "lists", "folders", "hash"] = "auto"
 
 
 class _Line(NamedTuple):
@@ -79,18 +80,14 @@ def read(config: Config, split: Split) -> Dataset:
         raise BadInput(f"{folder}: no such folder; give one that holds pictures and captions.csv (image,caption).")
     table = folder / config.captions if config.captions else _first(folder, _TABLES)
     lines = _lines(table) if table is not None else list(_from_sidecars(folder / (config.images or ".")))
-    empty = [line.where for line in lines if not line.caption]
-    lines = [line for line in lines if line.caption]
-    if not lines:
+    if not any(line.caption for line in lines):
         raise BadInput(
             f"{table or folder}: no captions found; write captions.csv with the columns image,caption, or a .txt "
             "beside every picture."
         )
     split_of, notes = _splits(config, lines)
-    if empty:
-        notes.append(f"{len(empty)} line(s) without a caption are left out; first {empty[0]}.")
     pictures = folder / config.images if config.images else _pictures(folder, table)
-    links = Links(split, excluded(config.exclude))
+    links = Links(split, config.exclude)
     for line in lines:
         in_split = split_of(line)
         if in_split is None:
@@ -121,8 +118,9 @@ def _sidecars(folder: Path) -> Iterator[tuple[Path, Path]]:
 
 def _from_sidecars(folder: Path) -> Iterator[_Line]:
     for picture, beside in _sidecars(folder):
-        for number, caption in enumerate(read_lines(beside, "")):
-            yield _Line(f"{beside}, line {number + 1}", picture.relative_to(folder).as_posix(), caption, None, None)
+        lines = [(number, caption) for number, caption in enumerate(read_lines(beside, ""), 1) if caption]
+        for number, caption in lines or [(1, "")]:
+            yield _Line(f"{beside}, line {number}", picture.relative_to(folder).as_posix(), caption, None, None)
 
 
 def _lines(path: Path) -> list[_Line]:
@@ -168,32 +166,54 @@ def _from_tokens(path: Path) -> Iterator[_Line]:
 def _splits(config: Config, lines: list[_Line]) -> tuple[Callable[[_Line], Split | None], list[str]]:
     """The function from a line to its split, None for a picture in no split, and what should be said about it."""
     if config.split_by in ("auto", "column") and any(line.split for line in lines):
-        return _by_column, []
+        bare = sum(not (line.caption or line.split) for line in lines)
+        notes = [f"{config.folder}: {bare} line(s) with neither a caption nor a split are left out."] * bool(bare)
+        return _by_column, notes
     if config.split_by == "column":
         raise BadInput(f"{config.folder}: split_by = 'column', but the captions have no column split.")
     lists = {split: _first(config.folder, patterns) for split, patterns in _LISTS.items()}
-    if config.split_by == "hash" or (config.split_by == "auto" and not any(lists.values())):
+    if config.split_by == "lists" or (config.split_by == "auto" and any(lists.values())):
+        return _by_lists(config.folder, lists, lines)
+    if config.split_by == "hash" or (config.split_by == "auto" and not any(_by_folder(line) for line in lines)):
         return (lambda line: by_hash(line.image)), [f"{config.folder}: {BY_HASH}."]
+    unused = {line.image for line in lines if _by_folder(line) is None}
+    return _by_folder, [f"{config.folder}: {len(unused)} picture(s) in no split's folder are left out."] * bool(unused)
+
+
+def _by_folder(line: _Line) -> Split | None:
+    first, slash, _ = line.image.partition("/")
+    return split_named(first) if slash else None
+
+
+def _by_lists(
+    folder: Path, lists: dict[Split, Path | None], lines: list[_Line]
+) -> tuple[Callable[[_Line], Split | None], list[str]]:
     of: dict[str, Split] = {}
     for split, path in lists.items():
         if path is None:
             raise BadInput(
-                f"{config.folder}: no list of pictures for {split} ({' or '.join(_LISTS[split])}); add the file, or "
+                f"{folder}: no list of pictures for {split} ({' or '.join(_LISTS[split])}); add the file, or "
                 "set split_by = 'hash'."
             )
         for name in filter(None, read_lines(path, "")):
             if of.setdefault(name, split) != split:
                 raise BadInput(f"{path}: {name!r} is in the list for {of[name]} as well; a picture has one split.")
-    stems = {Path(name).stem: split for name, split in of.items()}  # Flickr30k's lists have no extensions
+    # Flickr30k's lists have no extensions. Of pictures of one name in several folders, none is meant by the name alone.
+    bare = {name: split for name, split in of.items() if not name.lower().endswith(EXTENSIONS)}
+    times = Counter(Path(image).stem for image in {line.image for line in lines})
 
     def by_list(line: _Line) -> Split | None:
-        return of.get(line.image) or stems.get(Path(line.image).stem)
+        path = Path(line.image)
+        own = of.get(line.image) or bare.get(path.with_suffix("").as_posix())
+        return own or (bare.get(path.stem) if times[path.stem] == 1 else None)
 
     unused = {line.image for line in lines if by_list(line) is None}
-    return by_list, [f"{config.folder}: {len(unused)} picture(s) in none of the lists are left out."] * bool(unused)
+    return by_list, [f"{folder}: {len(unused)} picture(s) in none of the lists are left out."] * bool(unused)
 
 
-def _by_column(line: _Line) -> Split:
+def _by_column(line: _Line) -> Split | None:
+    if not (line.caption or line.split):
+        return None
     found = split_named(line.split or "")
     if found is None:
         raise BadInput(f"{line.where}: split {line.split!r}; it must be one of {', '.join(SPLITS)} or val.")

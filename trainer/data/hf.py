@@ -7,14 +7,13 @@ DatasetDict, or of a column.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from miner.artifacts.errors import BadInput
 from trainer.data import Dataset, Split
 from trainer.data._columns import TableSettings
-from trainer.data._lines import read_text
+from trainer.data._lines import read_json
 from trainer.data._links import inside
 from trainer.data._tables import read_tables
 
@@ -37,7 +36,7 @@ def read(config: Config, split: Split) -> Dataset:
     """Raises BadInput for a folder that holds no such data set, and for whatever is wrong with it."""
     folder = config.folder
     if (folder / "dataset_dict.json").is_file():
-        names = _read_json(folder / "dataset_dict.json").get("splits")
+        names = _object(folder / "dataset_dict.json").get("splits")
         if not isinstance(names, list):
             raise BadInput(f"{folder / 'dataset_dict.json'}: no list of splits; save the data set again.")
         files = [(path, name) for name in names for path in _files(inside(folder, str(name)))]
@@ -49,18 +48,19 @@ def read(config: Config, split: Split) -> Dataset:
 
 
 def _files(folder: Path) -> list[Path]:
-    state = _read_json(folder / "state.json")
+    state = _object(folder / "state.json")
     if state.get("_indices_data_files"):
         raise BadInput(
             f"{folder}: saved by an old version of datasets, with a selection of rows beside the rows; load it with "
             "`datasets.load_from_disk` and save it again."
         )
-    return [inside(folder, str(entry["filename"])) for entry in state.get("_data_files", [])]
+    files = [inside(folder, str(entry["filename"])) for entry in state.get("_data_files", [])]
+    for path in files:
+        if not path.is_file():
+            raise BadInput(f"{path}: no such file, which state.json names; save the data set again.")
+    return files
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(read_text(path, "it must be a folder that Dataset.save_to_disk wrote"))
-    except ValueError as broken:
-        raise BadInput(f"{path}: not JSON ({broken}); save the data set again.") from broken
+def _object(path: Path) -> dict[str, Any]:
+    found = read_json(path, "it must be a folder that Dataset.save_to_disk wrote", "save the data set again")
     return found if isinstance(found, dict) else {}

@@ -10,7 +10,6 @@ stands with several images, with the same caption each time, is one text of all 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +17,8 @@ from pydantic import Field
 
 from miner.artifacts.errors import BadInput
 from trainer.data import Dataset, Split
-from trainer.data._lines import read_text
-from trainer.data._links import SPLITS, Links, excluded, inside, split_named
+from trainer.data._lines import read_json
+from trainer.data._links import SPLITS, Links, inside, split_named
 from trainer.data._pictures import Pictures, PictureSettings
 from trainer.data._places import Places
 
@@ -47,7 +46,12 @@ class Config(PictureSettings):
 def recognise(path: Path) -> dict[str, Any] | None:
     files = sorted(path.glob("dataset_*.json")) if path.is_dir() else [path]
     found = [file for file in files if file.suffix == ".json" and file.is_file() and _looks_like_one(file)]
-    return {"annotations": found[0]} if len(found) == 1 else None
+    if len(found) > 1:
+        raise BadInput(
+            f"{path}: several Karpathy splits here, {', '.join(file.name for file in found)}; say which: "
+            f"karpathy:annotations={found[0]}."
+        )
+    return {"annotations": found[0]} if found else None
 
 
 def _looks_like_one(path: Path) -> bool:
@@ -61,23 +65,26 @@ def read(config: Config, split: Split) -> Dataset:
     folder = config.images if config.images is not None else path.parent / "images"
     if path.is_file() and not folder.is_dir():
         raise BadInput(f"{folder}: no such folder; set images to the folder of the pictures that {path.name} lists.")
-    links, files = Links(split, excluded(config.exclude)), []
+    links = Links(split, config.exclude)
+    files: dict[str, Path] = {}
     seen: set[str] = set()
     for number, image in enumerate(_images(path, config.text)):
         where = f"{path}, images[{number}]"
         in_split = _split(image, where)
         if image["split"] == "restval" and not config.restval:
             continue
-        image_id = str(_field(image, config.image_id, where))
+        image_id = _name(image, config.image_id, where)
         if image_id in seen:
             raise BadInput(f"{where}: {config.image_id} {image_id!r} occurs more than once; ids must be unique.")
         seen.add(image_id)
         texts, ids = _captions(image, config, where)
         kept = None if in_split == "train" else config.eval_captions
-        if links.add(in_split, image_id, texts[:kept], ids and ids[:kept], where):
-            files.append(_file(folder, image, where))
+        if links.add(in_split, image_id, texts, ids, where, kept):
+            files[image_id] = _file(folder, image, where)
     pairs = links.pairs(path.stem, str(path))
-    pictures = Pictures(Places.of_files(files), config, f"{path.stem} {split}")
+    pictures = Pictures(
+        Places.of_files([files[image_id] for image_id in pairs.image_ids]), config, f"{path.stem} {split}"
+    )
     return Dataset(pairs, pictures, path.stem, split, tuple(links.notes()))
 
 
@@ -88,10 +95,7 @@ def _images(path: Path, text: str) -> list[dict[str, Any]]:
             values.pop("tokens", None)
         return values
 
-    try:
-        found = json.loads(read_text(path, "it must be a Karpathy split, dataset_*.json"), object_hook=without_tokens)
-    except ValueError as broken:
-        raise BadInput(f"{path}: not JSON ({broken}); download it again.") from broken
+    found = read_json(path, "it must be a Karpathy split, dataset_*.json", "download it again", without_tokens)
     images = found.get("images") if isinstance(found, dict) else None
     if not isinstance(images, list) or not all(isinstance(image, dict) for image in images):
         raise BadInput(f'{path}: no list "images" of objects; it must be a Karpathy split, dataset_*.json.')
@@ -104,6 +108,13 @@ def _field(values: dict[str, Any], key: str, where: str) -> Any:
     return values[key]
 
 
+def _name(values: dict[str, Any], key: str, where: str) -> str:
+    found = _field(values, key, where)
+    if isinstance(found, bool) or not isinstance(found, str | int):
+        raise BadInput(f"{where}: {key} is {str(found)[:60]!r}; it must be a string or a whole number.")
+    return str(found)
+
+
 def _split(image: dict[str, Any], where: str) -> Split:
     said = str(_field(image, "split", where))
     found = "train" if said == "restval" else split_named(said)
@@ -112,23 +123,29 @@ def _split(image: dict[str, Any], where: str) -> Split:
     return found
 
 
-def _captions(image: dict[str, Any], config: Config, where: str) -> tuple[list[str], list[str] | None]:
-    """(captions, their ids if the file gives any)."""
-    sentences = _field(image, "sentences", where)
-    if not isinstance(sentences, list) or not sentences or not all(isinstance(one, dict) for one in sentences):
-        raise BadInput(f"{where}: no captions in sentences; give at least one, or take the image out.")
-    values = [_field(one, config.text, f"{where}.sentences") for one in sentences]
-    texts = [" ".join(map(str, value)) if isinstance(value, list) else str(value).strip() for value in values]
-    if not all("sentid" in one for one in sentences):
+def _captions(image: dict[str, Any], config: Config, where: str) -> tuple[list[Any], list[str] | None]:
+    """(captions, None for a missing one; their ids if the file gives any)."""
+    sentences = _field(image, "sentences", where) or []
+    if not isinstance(sentences, list) or not all(isinstance(one, dict) for one in sentences):
+        raise BadInput(f"{where}: sentences must be a list of objects with the captions.")
+    texts = [_text(_field(one, config.text, f"{where}.sentences")) for one in sentences]
+    if any(one.get("sentid") is None for one in sentences):
         return texts, None
-    ids = [str(one["sentid"]) for one in sentences]
+    ids = [_name(one, "sentid", f"{where}.sentences") for one in sentences]
     if len(set(ids)) != len(ids):
         raise BadInput(f"{where}: a sentid occurs twice among {', '.join(ids)}; ids must be unique.")
     return texts, ids
 
 
+def _text(value: Any) -> Any:
+    """A caption stripped, or put together of its tokens; whatever else it is, as it is."""
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return " ".join(value)
+    return value.strip() if isinstance(value, str) else value
+
+
 def _file(folder: Path, image: dict[str, Any], where: str) -> Path:
-    filename, filepath = str(_field(image, "filename", where)), str(image.get("filepath") or "")
+    filename, filepath = _name(image, "filename", where), str(image.get("filepath") or "")
     flat = inside(folder, filename)
     nested = inside(folder, f"{filepath}/{filename}") if filepath else flat
     return nested if filepath and nested.exists() else flat

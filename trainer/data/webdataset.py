@@ -14,12 +14,13 @@ Source of the layout: https://github.com/webdataset/webdataset.
 from __future__ import annotations
 
 import json
+from collections.abc import Set
 from pathlib import Path
 from typing import Any, Literal
 
 from miner.artifacts.errors import BadInput
 from trainer.data import Dataset, Split
-from trainer.data._links import BY_HASH, SPLITS, Links, by_hash, excluded, split_named
+from trainer.data._links import BY_HASH, SPLITS, Links, by_hash, split_named
 from trainer.data._pictures import Pictures, PictureSettings
 from trainer.data._places import Places
 from trainer.data._shards import Sample, expanded, samples
@@ -57,7 +58,7 @@ def recognise(path: Path) -> dict[str, Any] | None:
 def read(config: Config, split: Split) -> Dataset:
     """Raises BadInput for no shards, a shard that is compressed, damaged or cut, and samples whose ids do not fit."""
     shards = _shards(config, split)
-    links = Links(split, excluded(config.exclude))
+    links = Links(split, config.exclude, whole=config.split_by != "shards")
     places: dict[str, tuple[int, int, int]] = {}
     shard_of: dict[str, Path] = {}
     incomplete = 0
@@ -66,19 +67,21 @@ def read(config: Config, split: Split) -> Dataset:
             about = _about(sample)
             captions, text_ids = _captions(sample, about, config)
             picture = _picture(sample)
-            if picture is None or not captions:
+            if picture is None:
                 incomplete += 1
                 continue
-            image_id = str(about["image_id"]) if "image_id" in about else _own_id(sample, config, shard_of)
+            given = about.get("image_id")
+            image_id = _own_id(sample, config, shard_of) if given is None else str(given)
             of = _split(sample, about, image_id, config, split)
             if links.add(of, image_id, captions, text_ids, sample.where):
                 places.setdefault(image_id, (number, *picture))
+    _refuse_ambiguous(config, split, set(shards), links.exclude & shard_of.keys())
     name = config.path.resolve().stem
     pairs = links.pairs(name, str(config.path), "Set split_by, or train, dev and test to patterns of shards.")
     notes = [*links.notes(), *([f"{config.path}: {BY_HASH}."] if config.split_by == "hash" else [])]
     if incomplete:
-        notes.append(f"{config.path}: {incomplete} sample(s) without a picture or without a caption are left out.")
-    stored = Places.of([str(shard) for shard in shards], list(places.values()))
+        notes.append(f"{config.path}: {incomplete} sample(s) without a picture are left out.")
+    stored = Places.of([str(shard) for shard in shards], [places[image_id] for image_id in pairs.image_ids])
     return Dataset(pairs, Pictures(stored, config, f"{name} {split}"), name, split, tuple(notes))
 
 
@@ -126,27 +129,52 @@ def _picture(sample: Sample) -> tuple[int, int] | None:
     return sample.members[found[0]] if found else None
 
 
-def _captions(sample: Sample, about: dict[str, Any], config: Config) -> tuple[list[str], list[str] | None]:
-    """(captions, their ids if the JSON gives any)."""
+def _captions(sample: Sample, about: dict[str, Any], config: Config) -> tuple[list[Any], list[str] | None]:
+    """(captions, None for a missing one; their ids if the JSON gives any)."""
     listed, ids = about.get("captions"), about.get("text_ids")
     if listed is not None:
         if not isinstance(listed, list) or not (ids is None or (isinstance(ids, list) and len(ids) == len(listed))):
             raise BadInput(f"{sample.where}.json: captions must be a list, and text_ids, if given, one as long.")
-        return [str(one) for one in listed], None if ids is None else [str(one) for one in ids]
+        return listed, None if ids is None else [str(one) for one in ids]
     text = sample.text("txt")
     if text is None:
-        text = str(about.get("caption") or about.get("text") or "")
+        text = about.get("caption") or about.get("text")
+    if not isinstance(text, str):
+        return [text], None
     lines = text.split("\n") if config.caption_per_line else [" ".join(text.split("\n"))]
     return [line.strip() for line in lines if line.strip()], None
 
 
 def _own_id(sample: Sample, config: Config, shard_of: dict[str, Path]) -> str:
     """The id of an image that the JSON gives none. Raises BadInput for a key that another shard has too."""
-    image_id = sample.key if config.ids == "key" else f"{sample.shard.stem}/{sample.key}"
+    image_id = sample.key if config.ids == "key" else f"{_below(config, sample.shard)}/{sample.key}"
     before = shard_of.setdefault(image_id, sample.shard)
     if before != sample.shard:
         raise BadInput(f"{sample.shard}: the key {image_id!r} is in {before} as well; set ids = 'shard'.")
     return image_id
+
+
+def _below(config: Config, shard: Path) -> str:
+    """A shard's name, with the folders between `config.path` and it: train/0.tar and val/0.tar are not the same."""
+    inner = shard.relative_to(config.path) if config.path.is_dir() else Path(shard.name)
+    return inner.with_suffix("").as_posix()
+
+
+def _refuse_ambiguous(config: Config, split: Split, own: set[Path], keys: Set[str]) -> None:
+    """Refuse to leave out an image by a key that is in shards of another split too: nobody knows which one is meant."""
+    if not keys or config.split_by != "shards" or config.ids == "shard":
+        return
+    for other in SPLITS:
+        try:
+            shards = _shards(config, other) if other != split else []
+        except BadInput:
+            continue  # there is no such split
+        for sample in (sample for shard in shards if shard not in own for sample in samples(shard)):
+            if sample.key in keys and _about(sample).get("image_id") is None:
+                raise BadInput(
+                    f"{config.exclude}: the key {sample.key!r} is in shards of {split} and in {sample.shard}, so that "
+                    "it does not say which picture to leave out; set ids = 'shard', and write the list again."
+                )
 
 
 def _split(sample: Sample, about: dict[str, Any], image_id: str, config: Config, split: Split) -> Split:

@@ -35,7 +35,8 @@ class Judgements:
     listed here may well be a positive that nobody looked at. A judged query whose every positive was refuted has none
     to find, and does not count either.
 
-    Raises BadInput when no query counts in a direction.
+    `notes` are sentences for a person, such as how much of a file was about the data. Raises BadInput when no query
+    counts in a direction.
     """
 
     image_rows: Rows
@@ -43,6 +44,7 @@ class Judgements:
     judged_images: Rows
     judged_texts: Rows
     name: str = field(default="judgements", compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         links = np.unique(np.stack([self.image_rows, self.text_rows], 1).astype(np.int64), axis=0)
@@ -67,13 +69,14 @@ class Judgements:
         refuted: Iterable[tuple[int, int]] = (),
         judged_images: Iterable[int] | None = None,
         judged_texts: Iterable[int] | None = None,
+        notes: tuple[str, ...] = (),
     ) -> Judgements:
         """What people said about `pairs`, as (image row, text row) and rows; None: every image, or text, was judged."""
         own = set(zip(pairs.image_rows.tolist(), pairs.text_rows.tolist(), strict=True))
         links = np.array(sorted((own - set(refuted)) | set(added)), dtype=np.int64).reshape(-1, 2)
         images = np.fromiter(range(pairs.num_images) if judged_images is None else judged_images, dtype=np.int64)
         texts = np.fromiter(range(pairs.num_texts) if judged_texts is None else judged_texts, dtype=np.int64)
-        return cls(links[:, 0], links[:, 1], images, texts, f"{name} for {pairs.name}")
+        return cls(links[:, 0], links[:, 1], images, texts, f"{name} for {pairs.name}", notes)
 
     def positives(self, side: Side) -> tuple[Rows, Rows, Rows]:
         """(queries, offsets, rows): row `queries[n]` of `side` has the positives `rows[offsets[n]:offsets[n + 1]]`."""

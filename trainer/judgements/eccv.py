@@ -27,7 +27,7 @@ from miner.artifacts.pairs import Pairs
 from trainer.judgements import Judgements
 from trainer.judgements._coco import coco_rows
 
-__all__ = ["Config", "read"]
+__all__ = ["OR_TESTALL", "Config", "read", "testall_rows"]
 
 OR_TESTALL = ", or say order=testall if the rows are those of testall_caps.txt"
 
@@ -41,7 +41,7 @@ class Config(BaseModel):
 
 def read(config: Config, pairs: Pairs) -> Judgements:
     """Raises BadInput when the package is not installed, or `pairs` is not of the COCO test."""
-    images, texts = _testall(pairs) if config.order == "testall" else coco_rows(pairs, OR_TESTALL)
+    images, texts = testall_rows(pairs) if config.order == "testall" else coco_rows(pairs, OR_TESTALL)
     image_of = {caption: found[0] for caption, found in _lists("original_caption_to_image").items()}
     of_image, of_text = (_lists(f"{config.labels}_{key}") for key in ("image_to_caption", "caption_to_image"))
     caption_of, number_of = ({row: number for number, row in rows.items()} for rows in (texts, images))
@@ -75,7 +75,11 @@ def read(config: Config, pairs: Pairs) -> Judgements:
     )
 
 
-def _testall(pairs: Pairs) -> tuple[dict[int, int], dict[int, int]]:
+def testall_rows(pairs: Pairs) -> tuple[dict[int, int], dict[int, int]]:
+    """COCO number -> row, of the images and of the texts, in the order of `testall_caps.txt`.
+
+    Raises BadInput when the package that knows it is not installed, or the rows are not that many.
+    """
     captions = np.load(_folder() / "coco_test_ids.npy", allow_pickle=False).tolist()
     rows = np.arange(len(captions))
     if pairs.num_pairs != len(rows) or (pairs.image_rows != rows // 5).any() or (pairs.text_rows != rows).any():

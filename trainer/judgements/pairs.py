@@ -61,6 +61,7 @@ def read(config: Config, pairs: Pairs) -> Judgements:
         added=added,
         judged_images=_judged(config.judged_images, "image", images),
         judged_texts=_judged(config.judged_texts, "text", texts),
+        notes=(f"{path}: {known} of {num_lines} lines are about {pairs.name}.",),
     )
 
 
