@@ -113,6 +113,7 @@ def main() -> None:
         print(json.dumps(train(asked.work, asked)))
         return
     size = asked.images * asked.regions * asked.dim * 4 + asked.images * asked.captions * 80
+    asked.work.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(asked.work).free
     if free < size * 1.05:
         sys.exit(f"{asked.work}: {free / 1e9:.1f} GB free, {size / 1e9:.1f} GB needed; take fewer --images.")

@@ -145,7 +145,7 @@ def measured(settings: Any, steps: list[Any], store: Any, judged: Path) -> dict[
     extended = extended_metrics(scores_of(model, test), judgements)
     return {
         **{name: metrics["test"][name] for name in METRICS[:3]},
-        **{name: 100 * extended[name] for name in METRICS[3:5]},
+        **{name: extended[name] for name in METRICS[3:5]},
         "dev_rsum": metrics["dev"]["rsum"],
     }
 

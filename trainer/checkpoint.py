@@ -34,7 +34,10 @@ CHECKPOINT = "checkpoint"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights, training state (all on the CPU) and how far training came: whole epochs and optimiser updates."""
+    """Weights, training state (all on the CPU) and how far training came: whole epochs and optimiser updates.
+
+    `warm`: whether training may go on with hardest negatives; see `FitConfig.warmup_epochs`.
+    """
 
     model_config: Any
     tokenizer: Tokenizer
@@ -43,6 +46,7 @@ class Checkpoint:
     state: dict[str, Tensor]
     epoch: int
     updates: int
+    warm: bool = True
 
     def model(self, device: str | torch.device = "cpu") -> models.Encoder:
         """The model with its weights, in eval mode. Torch's random state is as before."""
@@ -68,6 +72,7 @@ class Checkpoint:
                 "image_shape": list(self.image_shape),
                 "epoch": self.epoch,
                 "updates": self.updates,
+                "warm": self.warm,
             }
         )
 
@@ -104,6 +109,7 @@ class Checkpoint:
                 state,
                 about["epoch"],
                 about["updates"],
+                about.get("warm", True),
             )
         except (SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
             raise DamagedArtifact(

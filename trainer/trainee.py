@@ -112,14 +112,14 @@ class Trainee:
                 "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(raw.device, copy=True),
             }
 
-    def checkpoint(self, epoch: int) -> Checkpoint:
+    def checkpoint(self, epoch: int, warm: bool) -> Checkpoint:
         tensors = self.tensors()
         chosen = "ema/" if self.config.ema_decay > 0 else "raw/"
         weights = {name: tensors[chosen + name] for name in self.names}
         weights |= {name: tensors["buffer/" + name] for name in self.buffer_names}
         state = {name: tensor for name, tensor in tensors.items() if not name.startswith("ema/")}
         return Checkpoint(
-            self.model_config, self.model.tokenizer, self.image_shape, weights, state, epoch, self.updates
+            self.model_config, self.model.tokenizer, self.image_shape, weights, state, epoch, self.updates, warm
         )
 
 

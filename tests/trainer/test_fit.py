@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from dataclasses import replace
@@ -19,7 +20,7 @@ from trainer.checkpoint import Checkpoint
 from trainer.data import Dataset
 from trainer.encode import encode_rows
 from trainer.evaluate import metrics
-from trainer.fit import EpochLog, FitConfig, fit, learning_rate
+from trainer.fit import WARM, EpochLog, FitConfig, fit, learning_rate
 from trainer.scoring import Inputs, Step, gather, score
 from trainer.similarities import Similarities
 
@@ -50,6 +51,30 @@ def test_training_learns_the_training_set(dataset: Dataset) -> None:
         assert log.pairs % 16 == 0
         assert log.device == "cpu (1 threads), float32"
     assert logs[-1].hardness < logs[1].hardness
+
+
+def test_automatic_warm_up_ends_when_most_positives_are_above_the_hardest_negative(dataset: Dataset) -> None:
+    logs: list[EpochLog] = []
+    config = QUICK.model_copy(update={"epochs": 12, "warmup_epochs": "auto", "lr_schedule": "constant"})
+    whole = train(dataset, config=config, progress=logs.append)
+    lasted = sum(log.warm_up for log in logs)
+    assert 2 <= lasted <= 10
+    for before, log in itertools.pairwise(logs):
+        assert log.warm_up == (before.warm_up and before.wrong_share >= WARM)
+
+    # A round knows how far the one before came, also from a checkpoint on disk.
+    cold = train(dataset, config=config.model_copy(update={"epochs": lasted - 1, "total_epochs": 12}))
+    warm = train(dataset, config=config.model_copy(update={"epochs": lasted, "total_epochs": 12}))
+    assert (cold.warm, warm.warm) == (False, True)
+    ended: list[EpochLog] = []
+    config = config.model_copy(update={"epochs": 12 - lasted, "total_epochs": 12})
+    assert train(dataset, config=config, start=warm, first_epoch=lasted, progress=ended.append).fingerprint == (
+        whole.fingerprint
+    )
+    assert not any(log.warm_up for log in ended)
+    ended.clear()
+    train(dataset, config=config, start=cold, first_epoch=lasted - 1, progress=ended.append)
+    assert [log.warm_up for log in ended][:2] == [True, False]
 
 
 @pytest.mark.parametrize("form", ["OffTri", "OffQuin", "AdapOffQuin"])
