@@ -79,8 +79,9 @@ def fit(
         vsepp, vsrn, vse_inf (text=bert), scan, bfan: precomputed vectors or regions;
         clip: pictures, any dual encoder of transformers; cnn_gru: small pictures; custom: factory=module:function.
 
-    The first epoch uses all negatives, later ones the hardest. After an interruption the same command goes on from
-    the last finished epoch; when it has finished, it does nothing. A flag given here wins over the settings file.
+    The first epochs use all negatives, until the model can bear the hardest ones. After an interruption the same
+    command goes on from the last finished epoch; when it has finished, it does nothing. A flag given here wins over
+    the settings file.
     """
     import shutil
 
