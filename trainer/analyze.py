@@ -130,7 +130,7 @@ def steps_of(
         assert tables is not None
         draw = sampling.draw(
             pairs, tables, pool_text=loss_config.h_t, pool_image=loss_config.h_v,
-            skip_text=loss_config.skip_t, skip_image=loss_config.skip_v, ranks=loss_config.ranks, seed=seed,
+            skip_text=loss_config.skip_t, skip_image=loss_config.skip_v, ranks=loss_config.law, seed=seed,
             epoch=checkpoint.epoch, partners=loss_config.needs_partners,
         )  # fmt: skip
     model = checkpoint.model(device)

@@ -50,8 +50,8 @@ class FitConfig(BaseModel):
     `lr` is multiplied by 0.1 from epoch `lr_step` on ("step"), or falls along a cosine to 0 over `total_epochs`
     ("cosine"). `warmup_epochs`: the first epochs of all use every negative instead of the hardest; "auto" is as many as
     it takes until less than `WARM` of the anchors have a batch's hardest negative above their positive, since a model
-    that is shown hardest negatives sooner may collapse. The first `online_epochs` do without offline negatives, even
-    where there are tables. `ema_decay` 0 turns averaging off.
+    that is shown hardest negatives sooner may collapse. Offline negatives wait for the end of warm-up, and for
+    `online_epochs` at least. `ema_decay` 0 turns averaging off.
     `weight_decay` above 0 makes Adam AdamW. `threads` 0 leaves torch's choice. `precision` "auto" is bfloat16 on a GPU
     that has it, else float32.
     """
@@ -210,7 +210,7 @@ def _epoch(
             pool_image=effective.h_v,
             skip_text=effective.skip_t,
             skip_image=effective.skip_v,
-            ranks=effective.ranks,
+            ranks=effective.law,
             seed=config.seed,
             epoch=epoch,
             partners=effective.needs_partners,

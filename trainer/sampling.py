@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from miner.artifacts.errors import BadInput
 from miner.artifacts.pairs import Direction, Pairs, Side, sides
+from trainer.ranks import Law, drawn_ranks
 
 __all__ = ["Draw", "Table", "batches", "check_table", "draw", "generator", "step_seed"]
 
@@ -25,7 +26,10 @@ _STREAMS = {"model": 0, "batches": 1, "ranks": 2, "partners": 3, "step": 4}
 
 
 class Table(Protocol):
-    """What sampling reads of a negative table (a `NegativeTable` is one), by row of the pairs."""
+    """What sampling reads of a negative table (a `NegativeTable` is one), by row of the pairs.
+
+    A law that weighs scores wants a `ranks.Scored` one.
+    """
 
     @property
     def direction(self) -> Direction: ...
@@ -102,7 +106,7 @@ def draw(
     pool_image: int,
     skip_text: int = 0,
     skip_image: int = 0,
-    ranks: Literal["tied", "untied"],
+    ranks: Law,
     seed: int,
     epoch: int,
     partners: bool = True,
@@ -111,19 +115,23 @@ def draw(
 
     `pool_text` (h_t) and `pool_image` (h_v) are how many of the hardest are drawn from, or as many as an anchor has,
     after the first `skip_text` and `skip_image`, which are passed over.
-    Tied, as published: n ~ U{0..h_t - 1}, text rank n, image rank floor(n h_v / h_t). Untied: two independent draws.
+    Tied, as published: n ~ U{0..h_t - 1}, text rank n, image rank floor(n h_v / h_t). Any other law of `ranks`: two
+    independent draws. "top" leaves a pool of one.
     """
     i2t, t2i = tables["i2t"], tables["t2i"]
+    if ranks == "top":
+        pool_text = pool_image = 1
     text_pool = np.clip(i2t.num_negatives[pairs.image_rows].astype(np.int64) - skip_text, 0, pool_text)
     image_pool = np.clip(t2i.num_negatives[pairs.text_rows].astype(np.int64) - skip_image, 0, pool_image)
     random = generator(seed, "ranks", epoch).random((2, pairs.num_pairs))
-    text_rank = (random[0] * text_pool).astype(np.int64)
     if ranks == "tied":
+        text_rank = (random[0] * text_pool).astype(np.int64)
         # An image without negatives has no rank n to share; its texts then keep the draw itself.
         shared = text_rank * image_pool // np.maximum(text_pool, 1)
         image_rank = np.where(text_pool > 0, shared, (random[0] * image_pool).astype(np.int64))
     else:
-        image_rank = (random[1] * image_pool).astype(np.int64)
+        text_rank = drawn_ranks(ranks, i2t, pairs.image_rows, text_pool, skip_text, random[0])
+        image_rank = drawn_ranks(ranks, t2i, pairs.text_rows, image_pool, skip_image, random[1])
     text = _pick(i2t, pairs.image_rows, skip_text + text_rank, text_pool)
     image = _pick(t2i, pairs.text_rows, skip_image + image_rank, image_pool)
     partner_image, partner_text = np.full_like(text, -1), np.full_like(text, -1)
