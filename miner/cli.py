@@ -1,9 +1,9 @@
-"""Command line of the miner: `build-index`, `mine`, `check`. Heavy imports happen inside the commands."""
+"""Command line of the miner: `build-index`, `mine`, `check`, `export`. Heavy imports happen inside the commands."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,9 +11,11 @@ import click
 
 from miner import __version__
 from miner.artifacts.command import CommandGroup
+from miner.commands.export import export
 
 if TYPE_CHECKING:
-    from miner.artifacts.manifest import Artifact
+    from miner.artifacts.manifest import Artifact, Draft
+    from miner.artifacts.negatives import NegativeBlock
     from miner.artifacts.pairs import Direction, Side
     from miner.folder import Folder
     from miner.index import Index
@@ -126,14 +128,10 @@ def mine(
     reason in shortfalls.parquet.
     """
     from miner.artifacts.lock import hold
-    from miner.artifacts.manifest import Draft
-    from miner.artifacts.negatives import NEGATIVES, write_negatives
-    from miner.artifacts.pairs import sides
-    from miner.artifacts.store import LocalStore
+    from miner.artifacts.negatives import write_negatives
     from miner.folder import open_folder
     from miner.index._faiss import set_threads
     from miner.mine import check_k
-    from miner.mine import mine as mine_direction
 
     opened = open_folder(folder)
     if metric == "ip" and not opened.unit_length():
@@ -143,35 +141,16 @@ def mine(
         check_k(opened.pairs, each, k)
     threads = set_threads(threads)
     click.get_current_context().with_resource(hold(out))
-    for each in directions:
-        anchors, gallery = sides(each)
-        inputs = {
-            "pairs": opened.pairs.fingerprint,
-            **opened.fingerprints,
-            "direction": each,
-            "k": k,
-            "metric": metric,
-            "index": "flat",
-        }
-        draft = Draft(LocalStore(out), each, NEGATIVES, inputs)
-        artifact = draft.committed()
-        if artifact is None:
-            index = _stored_index(index_folder, opened, gallery, metric) if index_folder else None
-            blocks = mine_direction(
-                opened.vectors(anchors, metric),
-                index or _fresh_index(opened, gallery, metric),
-                opened.vectors(gallery, metric),
-                opened.pairs,
-                each,
-                k,
-                threads=threads,
-                progress=_progress(each),
-            )
-            provenance = {"round": None, "metric": metric, "index": "flat", "checkpoint": opened.checkpoint}
-            artifact = write_negatives(draft, blocks, opened.pairs, each, k, provenance)
-        else:
-            artifact.verify()
-            click.echo(f"{each}: already done")
+    drafts = {each: _table_draft(out, opened, each, k, metric) for each in directions}
+    done = {each: artifact for each in directions if (artifact := drafts[each].committed()) is not None}
+    for each, artifact in done.items():
+        artifact.verify()
+        click.echo(f"{each}: already done")
+        _summary(each, artifact)
+    left = [each for each in directions if each not in done]
+    provenance = {"round": None, "metric": metric, "index": "flat", "checkpoint": opened.checkpoint}
+    for each, blocks in _searches(opened, left, k, metric, index_folder, threads):
+        artifact = write_negatives(drafts[each], blocks, opened.pairs, each, k, provenance)
         _summary(each, artifact)
 
 
@@ -193,6 +172,9 @@ def check(table: Path) -> None:
     _summary(artifact.manifest.meta["provenance"]["direction"], artifact)
 
 
+main.add_command(export)
+
+
 def _chosen(choice: str, *all_of_them: str) -> list[Any]:
     return list(all_of_them) if choice == "both" else [choice]
 
@@ -206,12 +188,56 @@ def _index_draft(out: Path, opened: Folder, side: Side, metric: str) -> Any:
     return Draft(LocalStore(out), side, INDEX, inputs)
 
 
+def _table_draft(out: Path, opened: Folder, direction: Direction, k: int, metric: str) -> Draft:
+    from miner.artifacts.manifest import Draft
+    from miner.artifacts.negatives import NEGATIVES
+    from miner.artifacts.store import LocalStore
+
+    inputs = {
+        "pairs": opened.pairs.fingerprint,
+        **opened.fingerprints,
+        "direction": direction,
+        "k": k,
+        "metric": metric,
+        "index": "flat",
+    }
+    return Draft(LocalStore(out), direction, NEGATIVES, inputs)
+
+
+def _searches(
+    opened: Folder, directions: list[Direction], k: int, metric: str, index_folder: Path | None, threads: int
+) -> Iterator[tuple[Direction, Iterator[NegativeBlock]]]:
+    """Each direction with its negatives: from one pass for all of them, or with an index one search each."""
+    from miner.artifacts.pairs import sides
+    from miner.index._faiss import num_gpus
+    from miner.mine import mine, mine_exhaustively
+
+    if not directions:
+        return
+    vectors: dict[Side, Any] = {"image": opened.vectors("image", metric), "text": opened.vectors("text", metric)}
+    if index_folder is None and num_gpus() == 0:
+        click.echo(f"comparing {len(vectors['image'])} images with {len(vectors['text'])} texts on the cpu")
+        shown = _progress(" and ".join(directions), "items")
+        yield from mine_exhaustively(vectors, opened.pairs, directions, k, threads=threads, progress=shown)
+        return
+    for each in directions:
+        anchors, gallery = sides(each)
+        index = (
+            _stored_index(index_folder, opened, gallery, metric)
+            if index_folder
+            else _fresh_index(opened, gallery, metric)
+        )
+        shown = _progress(each, "anchors")
+        yield (
+            each,
+            mine(vectors[anchors], index, vectors[gallery], opened.pairs, each, k, threads=threads, progress=shown),
+        )
+
+
 def _fresh_index(opened: Folder, side: Side, metric: str) -> Index:
     from miner.index import build
 
-    index = build("flat", opened.vectors(side, metric))
-    click.echo(f"searching {side}s with a {index.kind} index on the {index.device}")
-    return index
+    return build("flat", opened.vectors(side, metric))
 
 
 def _stored_index(folder: Path, opened: Folder, side: Side, metric: str) -> Index:
@@ -230,7 +256,7 @@ def _stored_index(folder: Path, opened: Folder, side: Side, metric: str) -> Inde
     return index
 
 
-def _progress(label: str) -> Callable[[int, int], None]:
+def _progress(label: str, items: str) -> Callable[[int, int], None]:
     """A line that moves on a terminal; off one, a line for every tenth."""
     shown = -1
 
@@ -238,10 +264,10 @@ def _progress(label: str) -> Callable[[int, int], None]:
         nonlocal shown
         tenth = 10 * done // total
         if sys.stderr.isatty():
-            click.echo(f"\r{label}: {done}/{total} anchors", nl=done == total, err=True)
+            click.echo(f"\r{label}: {done}/{total} {items}", nl=done == total, err=True)
         elif tenth > shown:
             shown = tenth
-            click.echo(f"{label}: {done}/{total} anchors", err=True)
+            click.echo(f"{label}: {done}/{total} {items}", err=True)
 
     return show
 

@@ -21,7 +21,7 @@ from miner.artifacts.errors import BadInput
 from miner.artifacts.manifest import MANIFEST, digest_file, open_artifact
 from miner.artifacts.npy import map_npy, read_ids
 from miner.artifacts.pairs import Pairs, Side
-from miner.search import norms, unit
+from miner.scores import norms, unit
 
 __all__ = ["Folder", "open_folder"]
 

@@ -1,20 +1,24 @@
-"""One direction of mining: for every anchor the k nearest of the gallery that are not its positives."""
+"""Mining: for every anchor the k nearest of the gallery that are not its positives."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from miner import exhaustive
 from miner.artifacts.errors import BadInput
 from miner.artifacts.negatives import NegativeBlock
-from miner.artifacts.pairs import Direction, Pairs, sides
+from miner.artifacts.pairs import Direction, Pairs, Side, sides
 from miner.index import Index
-from miner.search import Searcher, similarities
+from miner.scores import norms, similarities
+from miner.search import Excluded, Gallery, Hits, Searcher
+from miner.tiles import extent, fastest
 
-__all__ = ["block_size", "check_k", "mine", "mine_block"]
+__all__ = ["block_size", "check_k", "mine", "mine_block", "mine_exhaustively"]
 
 Vectors = npt.NDArray[np.floating[Any]]
 Rows = npt.NDArray[np.int64]
@@ -47,21 +51,47 @@ def mine_block(
     if len(queries) != len(anchor_rows):
         raise BadInput(f"{len(queries)} vectors for {len(anchor_rows)} anchors; give one each.")
     queries = np.ascontiguousarray(queries, dtype=np.float32)
-    offsets, positives = pairs.positives(anchors)
-    counts = np.diff(offsets)[anchor_rows]
-    own_offsets = np.zeros(len(anchor_rows) + 1, dtype=np.int64)
-    np.cumsum(counts, out=own_offsets[1:])
-    own_rows = positives[np.repeat(offsets[anchor_rows] - own_offsets[:-1], counts) + np.arange(own_offsets[-1])]
-    order = pairs.order(other)
+    searched = Gallery(gallery, _places(pairs.order(other)), index.max_norm, threads)
+    excluded = _own(pairs, anchors, anchor_rows)
+    hits = Searcher(index, searched).top(queries, k, excluded)
+    return _block(queries, searched, pairs, direction, anchor_rows, excluded, hits)
+
+
+def _own(pairs: Pairs, side: Side, rows: Rows) -> Excluded:
+    """The positives of some items of a side, as (offsets, rows)."""
+    offsets, positives = pairs.positives(side)
+    counts = np.diff(offsets)[rows]
+    own = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum(counts, out=own[1:])
+    return own, positives[np.repeat(offsets[rows] - own[:-1], counts) + np.arange(own[-1])]
+
+
+def _places(order: Rows) -> Rows:
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))
+    return place
 
-    hits = Searcher(index, gallery, place, threads).top(queries, k, (own_offsets, own_rows))
-    scores = similarities(queries, np.repeat(np.arange(len(anchor_rows)), counts), gallery, own_rows, threads)
-    lowest = np.minimum.reduceat(scores, own_offsets[:-1]) if len(scores) else scores
+
+def _block(
+    queries: Vectors,
+    gallery: Gallery,
+    pairs: Pairs,
+    direction: Direction,
+    anchor_rows: Rows,
+    excluded: Excluded,
+    hits: Hits,
+) -> NegativeBlock:
+    """What was found, beside what the anchors' own positives score."""
+    offsets, own = excluded
+    counts = np.diff(offsets)
+    scores = similarities(
+        queries, np.repeat(np.arange(len(anchor_rows)), counts), gallery.vectors, own, gallery.threads
+    )
+    lowest = np.minimum.reduceat(scores, offsets[:-1]) if len(scores) else scores
+    other = sides(direction)[1]
     reasons = {
-        int(anchor_rows[at]): f"{counts[at]} of the {len(gallery)} {other}s are its positives"
-        for at in np.flatnonzero(len(gallery) - counts < k)
+        int(anchor_rows[at]): f"{counts[at]} of the {gallery.size} {other}s are its positives"
+        for at in np.flatnonzero(gallery.size - counts < hits.rows.shape[1])
     }
     return NegativeBlock(np.asarray(anchor_rows, dtype=np.int64), hits.rows, hits.scores, lowest, reasons)
 
@@ -98,6 +128,76 @@ def mine(
                 progress(start + len(rows), len(order))
 
     return blocks()
+
+
+def mine_exhaustively(
+    vectors: Mapping[Side, Vectors],
+    pairs: Pairs,
+    directions: Sequence[Direction],
+    k: int,
+    *,
+    threads: int = 1,
+    tile: tuple[int, int] = exhaustive.TILE,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Iterator[tuple[Direction, Iterator[NegativeBlock]]]:
+    """The directions asked for, each with what `mine` gives, from one pass over the score matrix and without an index.
+
+    `vectors` (items, dim) by side and row of `pairs`, float16 or float32. The blocks of a direction must be taken
+    before the next one is asked for. The side with fewer items is held in memory as the rows of the matrix; the other
+    is read in id order, panel by panel, which `progress(items read, all)` tells. Raises as `mine_block`.
+    """
+    for direction in directions:
+        _check(vectors[sides(direction)[1]], pairs, direction, k)
+    small, large = sorted(get_args(Side), key=lambda side: len(pairs.ids(side)))
+    of_anchors = {sides(direction)[0]: direction for direction in directions}
+    order = {side: pairs.order(side) for side in (small, large)}
+    length = {side: norms(vectors[side]) for side in (small, large)}
+    longest = {side: float(length[side].max()) for side in (small, large)}
+    if longest[small] * longest[large] > 1e37:
+        raise BadInput("the vectors are so long that a similarity overflows float32; scale them down.")
+    depth = {}
+    for side, other in ((small, large), (large, small)):
+        counts = np.diff(pairs.positives(side)[0])
+        wanted = k + int(np.quantile(counts, 0.99)) + 1
+        depth[side] = min(wanted, len(order[other])) if side in of_anchors else 0
+    rows = np.ascontiguousarray(vectors[small][order[small]])
+    columns = _Ordered(vectors[large], order[large])
+    tiles = fastest(rows, length[small][order[small]], columns, longest[large], extent(rows), extent(vectors[large]))
+
+    def ranks(side: Side, other: Side) -> Callable[[exhaustive.Proposal], NegativeBlock]:
+        gallery = Gallery(vectors[other], _places(order[other]), longest[other])
+
+        def rank(proposal: exhaustive.Proposal) -> NegativeBlock:
+            anchors = order[side][proposal.start : proposal.start + len(proposal.rows)]
+            found = np.where(proposal.rows >= 0, order[other][proposal.rows], -1)
+            queries = np.asarray(vectors[side][anchors], dtype=np.float32)
+            excluded = _own(pairs, side, anchors)
+            hits = gallery.ranked(queries, k, found, proposal.ceiling, excluded)
+            return _block(queries, gallery, pairs, of_anchors[side], anchors, excluded, hits)
+
+        return rank
+
+    blocks = exhaustive.search(
+        tiles, len(rows), columns, depth[small], depth[large], ranks(small, large), ranks(large, small),
+        threads=threads, tile=tile, progress=lambda done: progress(done, len(columns)),
+    )  # fmt: skip
+    if depth[large]:
+        yield of_anchors[large], itertools.islice(blocks, -(-len(columns) // tile[1]))
+    if depth[small]:
+        yield of_anchors[small], blocks
+
+
+class _Ordered:
+    """Vectors in another order, read slice by slice."""
+
+    def __init__(self, vectors: Vectors, order: Rows) -> None:
+        self.vectors, self.order = vectors, order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, at: slice) -> Vectors:
+        return np.asarray(self.vectors[self.order[at]])
 
 
 def _check(gallery: Vectors, pairs: Pairs, direction: Direction, k: int) -> None:

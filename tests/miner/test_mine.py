@@ -14,7 +14,8 @@ from miner.artifacts.negatives import NegativeBlock
 from miner.artifacts.pairs import Pairs
 from miner.index._faiss import set_threads
 from miner.mine import mine, mine_block
-from miner.search import Searcher, norms, similarities, unit
+from miner.scores import norms, similarities, unit
+from miner.search import Gallery, Searcher
 
 
 def mined(problem, direction, k, **how) -> NegativeBlock:
@@ -209,7 +210,7 @@ def test_index_survives_a_round_trip(problem):
     again = index.flat.loads(built.dumps())
     assert (again.size, again.dim, again.exact) == (*gallery.shape, True)
     assert again.max_norm == pytest.approx(np.linalg.norm(gallery, axis=1).max(), rel=1e-6)
-    assert isinstance(Searcher(again, gallery, np.arange(len(gallery))), Searcher)
+    assert isinstance(Searcher(again, Gallery(gallery, np.arange(len(gallery)), again.max_norm)), Searcher)
     other = faiss.serialize_index(faiss.IndexHNSWFlat(4, 4))
     with pytest.raises(BadInput, match="IndexHNSWFlat"):
         index.flat.loads(bytes(other))

@@ -1,0 +1,1 @@
+"""Commands of `miner`, one file each. Heavy imports happen inside, so that --help is quick."""

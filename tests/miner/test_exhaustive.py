@@ -1,0 +1,210 @@
+"""One pass over the score matrix: the slow oracle's negatives in both directions, whatever the tiles."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from miner import exhaustive, tiles
+from miner.artifacts.errors import BadInput
+from miner.artifacts.negatives import NegativeBlock
+from miner.artifacts.pairs import Pairs
+from miner.best import Best
+from miner.index import _torch
+from miner.mine import mine_exhaustively
+from miner.scores import norms, similarities, similarities_by_query
+
+KINDS = ["float32", "int8", "numpy"]
+
+
+@pytest.fixture(params=KINDS)
+def kind(request, monkeypatch):
+    """Every kind of tile, instead of the one that is fastest here."""
+    if request.param == "numpy":
+        monkeypatch.setattr(_torch, "available", lambda: False)
+    else:
+        pytest.importorskip("torch", reason="torch makes these tiles, and is not installed")
+
+    def chosen(rows, lengths, columns, max_norm, row_extent, column_extent):
+        if request.param == "int8":
+            return tiles.Int8(rows, lengths, row_extent, max_norm, column_extent)
+        return tiles.Float32(rows, lengths, max_norm)
+
+    monkeypatch.setattr("miner.mine.fastest", chosen)
+    return request.param
+
+
+def mined(problem, k, directions=("i2t", "t2i"), **how) -> dict[str, NegativeBlock]:
+    vectors = {"image": problem.images, "text": problem.texts}
+    return {
+        direction: NegativeBlock.join(list(blocks))
+        for direction, blocks in mine_exhaustively(vectors, problem.pairs, directions, k, **how)
+    }
+
+
+def assert_same(problem, oracle, k, **how) -> None:
+    found = mined(problem, k, **how)
+    assert set(found) == {"i2t", "t2i"}
+    for direction, block in found.items():
+        expected = oracle(problem, direction, k)
+        anchors = problem.pairs.order("image" if direction == "i2t" else "text")
+        assert block.anchor_rows.tolist() == anchors.tolist()
+        for at, row in enumerate(block.anchor_rows.tolist()):
+            rows, scores, lowest = expected[row]
+            assert block.negatives[at].tolist() == rows + [-1] * (k - len(rows))
+            assert block.scores[at, : len(rows)].tolist() == scores
+            assert np.isnan(block.scores[at, len(rows) :]).all()
+            assert float(block.lowest_positive[at]) == lowest
+            assert (row in block.reasons) == (len(rows) < k)
+
+
+@pytest.mark.parametrize(("dtype", "grid"), [("f4", False), ("f2", False), ("f4", True), ("f2", True)])
+def test_equals_the_oracle(problem, oracle, kind, dtype, grid):
+    given = problem(seed=1, dtype=dtype, grid=grid)
+    smaller = min(given.pairs.num_images, given.pairs.num_texts)
+    for k in (1, 7, 20, smaller - 1, smaller):
+        assert_same(given, oracle, k)
+
+
+@pytest.mark.parametrize("tile", [(1, 1), (16, 16), (7, 33), (64, 16), (1000, 1000)])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_tiles_and_threads_change_nothing(problem, oracle, kind, tile, threads):
+    assert_same(problem(seed=2, images=40, dim=12), oracle, 5, tile=tile, threads=threads)
+
+
+def test_a_larger_gallery_in_tiles(problem, oracle, kind):
+    """Lists are full many times over, and cut."""
+    assert_same(problem(seed=3, images=400, dim=31), oracle, 3, tile=(48, 64), threads=2)
+
+
+def test_near_ties(problem, oracle, kind):
+    """Scores that no tile tells apart: all remain, until the lists are full and everything is compared."""
+    rng = np.random.default_rng(4)
+    given = problem(seed=4, images=120, dim=24)
+    base = rng.normal(size=24).astype(np.float32)
+    for noise in (0.0, 3e-7, 1e-3):
+        texts = (base + rng.normal(scale=noise, size=given.texts.shape)).astype(np.float32)
+        assert_same(type(given)(given.pairs, given.images, texts), oracle, 5, tile=(32, 64))
+
+
+def test_lengths_that_differ(problem, oracle, kind):
+    given = problem(seed=5, images=90, dim=16)
+    rng = np.random.default_rng(5)
+    stretch = [np.exp(3 * rng.normal(size=(len(side), 1))).astype(np.float32) for side in (given.images, given.texts)]
+    assert_same(type(given)(given.pairs, given.images * stretch[0], given.texts * stretch[1]), oracle, 9, tile=(32, 64))
+
+
+def test_one_anchor_with_very_many_positives(problem, oracle, kind):
+    rng = np.random.default_rng(6)
+    links = [(0, text) for text in range(190)] + [(image, 190 + image) for image in range(1, 30)]
+    pairs = Pairs(tuple(f"i{i}" for i in range(30)), tuple(map(str, range(220))), *np.array([*links, (1, 190)]).T)
+    many = type(problem())(pairs, rng.normal(size=(30, 8)).astype("f4"), rng.normal(size=(220, 8)).astype("f4"))
+    for k in (5, 29, 30):
+        assert_same(many, oracle, k)
+
+
+def test_one_direction_alone(problem, oracle, kind):
+    given = problem(seed=7)
+    both = mined(given, 6)
+    for direction in ("i2t", "t2i"):
+        alone = mined(given, 6, (direction,))
+        assert set(alone) == {direction}
+        assert np.array_equal(alone[direction].negatives, both[direction].negatives)
+
+
+def test_bad_input(problem, kind):
+    given = problem(seed=8)
+    with pytest.raises(BadInput, match="larger than the gallery"):
+        mined(given, 10_000)
+    long = type(given)(given.pairs, given.images * np.float32(1e25), given.texts * np.float32(1e25))
+    with pytest.raises(BadInput, match="overflows float32; scale them down"):
+        mined(long, 3)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 17, 256, 1000])
+@pytest.mark.parametrize("shape", ["normal", "spiky", "flat", "lengths", "tiny"])
+def test_tiles_are_off_by_no_more_than_they_say(dim, shape):
+    pytest.importorskip("torch", reason="torch makes int8 tiles, and is not installed")
+    rng = np.random.default_rng(dim)
+    sides = []
+    for size in (37, 53):
+        vectors = rng.normal(size=(size, dim))
+        if shape == "spiky":
+            vectors[:, 0] += 30
+        elif shape == "flat":  # the longest vectors that fit between their extents: what overflows first
+            vectors = np.ones((size, dim)) * np.where(rng.random((size, 1)) < 0.5, -1, 1)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        if shape == "lengths":
+            vectors *= np.exp(2 * rng.normal(size=(size, 1)))
+        elif shape == "tiny":
+            vectors *= 1e-12
+        sides.append(vectors.astype(np.float32))
+    rows, columns = sides
+    lengths = norms(rows), norms(columns)
+    truth = rows.astype(np.float64) @ columns.astype(np.float64).T
+    made = [
+        tiles.Float32(rows, lengths[0], lengths[1].max()),
+        tiles.Int8(rows, lengths[0], tiles.extent(rows), lengths[1].max(), tiles.extent(columns)),
+    ]
+    for tile in made:
+        found = tile.tile(slice(0, 37), tile.panel(columns), tile.room(37, 53))
+        off = np.abs(found.astype(np.float64) - truth / tile.unit)
+        assert (off <= tile.row_error[:, None]).all()
+        assert (off <= tile.column_error(columns, lengths[1])).all()
+    # And a bound that says nothing would be none: a fortieth of what the scores of such vectors spread over, at most.
+    if shape == "normal" and dim >= 17:
+        assert made[1].row_error.max() * made[1].unit < truth.std() / 20
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_best_keeps_what_may_be_best(dtype):
+    """Against a list of everything: what is within the error of the depth-th best is kept, in whatever portions it
+    comes, and nothing left out is above the ceiling."""
+    rng = np.random.default_rng(9)
+    items, depth, error = 6, 4, 30.0
+    true = rng.normal(scale=1000, size=(items, 900))
+    seen = (true + rng.uniform(-error, error, size=true.shape)).astype(dtype)
+    best = Best(items, depth, np.full(items, error + 1), dtype)
+    for start in range(0, 900, 90):
+        part = seen[:, start : start + 90]
+        item, column = np.nonzero(part > best.cut[:, None])
+        best.add(0, np.bincount(item, minlength=items), (column + start).astype(np.int32), part[item, column])
+    found, ceiling = best.settle(slice(0, items))
+    assert not best.full.any()
+    for item in range(items):
+        kept = set(found[item][found[item] >= 0].tolist())
+        assert set(np.argsort(-true[item])[:depth].tolist()) <= kept
+        assert len(kept) < 40
+        left = np.setdiff1d(np.arange(900), list(kept))
+        assert true[item][left].max() <= ceiling[item]
+
+
+def test_best_that_is_full_proves_nothing():
+    best = Best(2, 2, np.array([5.0, 5.0]), np.float32)
+    best.add(0, np.array([500, 1]), np.arange(501, dtype=np.int32), np.r_[np.ones(500), 7].astype(np.float32))
+    found, ceiling = best.settle(slice(0, 2))
+    assert ceiling.tolist() == [np.inf, -np.inf]
+    assert (found[0] == -1).all()
+    assert found[1][0] == 500
+
+
+def test_scores_by_query_are_the_scores(problem):
+    rng = np.random.default_rng(10)
+    vectors = rng.normal(size=(300, 67)).astype(np.float32)
+    queries = rng.normal(size=(40, 67)).astype(np.float32)
+    queries[0], vectors[:20] = 0.25, rng.integers(-4, 5, size=(20, 67))  # exact sums, and zeros
+    vectors[20:40] = -vectors[:20]
+    queries[1] = 1e-22  # rounds to subnormal float32 scores, with a sign
+    rows = rng.integers(0, 300, size=(40, 25))
+    slow = similarities(queries, np.repeat(np.arange(40), 25), vectors, rows.ravel()).reshape(40, 25)
+    fast = similarities_by_query(queries, vectors, rows, norms(queries), float(norms(vectors).max()), threads=2)
+    assert np.array_equal(slow.view(np.int32), fast.view(np.int32))
+
+
+def test_fewer_columns_than_the_depth_reach_nothing():
+    assert exhaustive._reached(np.zeros((3, 4), np.float32), 5) is None
+    tile = np.random.default_rng(11).normal(size=(5, 200))
+    for depth in (1, 6, 90, 200):
+        known = exhaustive._reached(tile, depth)
+        assert known is not None
+        assert ((tile >= known[:, None]).sum(1) >= depth).all()
