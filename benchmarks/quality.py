@@ -57,7 +57,7 @@ EPOCHS, FIRST, ROUNDS = 10, 4, 2
 # Of lr 5e-4, 1e-3, 2e-3, 4e-3 the two largest were best on dev for VSE++ (213, 241, 251, 254) and 2e-3 better than 5e-4
 # for VSE∞ (275, 249); with one epoch of warm-up all but SCAN collapse (see `trainer.fit.WARM`).
 FIT = {"batch_size": 128, "lr": 2e-3, "lr_schedule": "cosine", "warmup_epochs": "auto", "threads": 1, "min_count": 4}
-# As published (margin_offline 0, gradient through the weights) VSE++ loses 8 points of rsum on dev against this (lr 5e-4,
+# As published (margin_offline 0, gradient through the weights) VSE++ loses 8 points of rsum on dev to this (lr 5e-4,
 # one seed): the weights pull offline negatives nearer, and their hinges are empty until it is too late.
 AOQ = {"h_t": 300, "h_v": 60, "margin_offline": 0.1, "detach_weights": True, "clamp_weights": True}
 TRAINING = ("encode", "index", "mine", "fit")
