@@ -33,7 +33,7 @@ def run(*arguments: object, code: int = 0) -> Result:
 
 def settings(folder: Path) -> Path:
     path = folder / "small.toml"
-    path.write_text("[model]\ndim = 16\nword_dim = 8\n[fit]\nema_decay = 0.9\nepochs = 7\n")
+    path.write_text("[model]\ndim = 16\nword_dim = 8\n[fit]\nema_decay = 0.9\nepochs = 7\nwarmup_epochs = 1\n")
     return path
 
 
