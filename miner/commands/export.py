@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ast
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from miner.commands.shown import progress
+from miner.spoken import Described
 
 if TYPE_CHECKING:
     from miner.export import Mined
@@ -16,35 +16,11 @@ if TYPE_CHECKING:
 __all__ = ["export"]
 
 _FILE = click.Path(path_type=Path)
-_PLACE = Path(__file__).parents[1] / "export"
 
 
-class _WithFormats(click.Command):
-    """A command whose help ends with the formats and their settings, as their files say it; none is imported."""
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Formats, each with its settings"):
-            formatter.write_dl(list(_described()))
-        super().format_epilog(ctx, formatter)
-
-
-def _described() -> Iterator[tuple[str, str]]:
-    for path in sorted(_PLACE.glob("[!_]*.py")):
-        module = ast.parse(path.read_text(encoding="utf-8"))
-        config = next(node for node in module.body if isinstance(node, ast.ClassDef) and node.name == "Config")
-        settings = [_setting(node) for node in config.body if isinstance(node, ast.AnnAssign)]
-        said = (ast.get_docstring(module) or "").partition("\n")[0]
-        yield path.stem.replace("_", "-"), " ".join([said, *settings])
-
-
-def _setting(node: ast.AnnAssign) -> str:
-    """`layout: Literal["a", "b"] = "a"` as `[layout=a|b, default a]`."""
-    name, kind, default = (ast.unparse(part) if part else "" for part in (node.target, node.annotation, node.value))
-    if isinstance(node.annotation, ast.Subscript):
-        kind = "|".join(ast.literal_eval(node.annotation.slice))
-    kind = {"bool": "true|false", "str": name.upper()}.get(kind, kind)
-    default = default.strip("'").lower()
-    return f"[{name}={kind}, default {default}]" if default else f"[{name}={kind}]"
+class _WithFormats(Described):
+    section = "Formats, each with its settings"
+    place = Path(__file__).parents[1] / "export"
 
 
 @click.command(cls=_WithFormats)
@@ -88,31 +64,13 @@ def export(
 
     chosen, config = configured(spoken)
     files = files_of(chosen, config, out, force=force)
-    mined = Mined.open(table, pairs, negatives, texts, images, _progress(out.name))
+    mined = Mined.open(table, pairs, negatives, texts, images, progress(out.name, "anchors", brief=True))
     for given in (pairs, texts, images):
         if given is not None and given.resolve() in [file.resolve() for file in files]:
             raise BadInput(f"{given}: this file is read and cannot be written too; choose another --out.")
     rows = write(chosen, config, mined, files, force=force)
     _summary(mined, rows, files)
     click.echo(f"    read it: {chosen.read_with(config, out)}")
-
-
-def _progress(label: str) -> Callable[[int, int], None]:
-    """A line that moves on a terminal; off one, a line for every tenth. Silent for what takes a moment."""
-    shown = -1
-
-    def show(done: int, total: int) -> None:
-        nonlocal shown
-        if shown < 0 and done == total:
-            return
-        tenth = 10 * done // total
-        if sys.stderr.isatty():
-            click.echo(f"\r{label}: {done}/{total} anchors", nl=done == total, err=True)
-        elif tenth > shown:
-            click.echo(f"{label}: {done}/{total} anchors", err=True)
-        shown = max(shown, tenth)
-
-    return show
 
 
 def _summary(mined: Mined, rows: int, files: tuple[Path, ...]) -> None:

@@ -9,14 +9,12 @@ read_with(config, out)       what a user types next
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import pkgutil
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, get_args, get_origin, get_type_hints
+from typing import Any, Protocol, cast
 
+from miner import spoken
 from miner.artifacts.errors import BadInput
 from miner.export._files import appearing, refuse_existing
 from miner.export._mined import Mined
@@ -39,38 +37,18 @@ class Layout(Protocol):
 
 def names() -> list[str]:
     """Names of the layouts."""
-    found = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(name.replace("_", "-") for name in found if not name.startswith("_"))
+    return spoken.names(sys.modules[__name__])
 
 
 def layout(name: str) -> Layout:
     """The layout of a name. Raises BadInput for an unknown one, with the nearest."""
-    if name not in names():
-        nearest = difflib.get_close_matches(name, names(), 1)
-        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        raise BadInput(f"{name!r} is not one of the formats: {', '.join(names())}.{hint}")
-    return cast(Layout, importlib.import_module(f"{__name__}.{name.replace('-', '_')}"))
+    return cast(Layout, spoken.module(sys.modules[__name__], "format", name))
 
 
-def configured(spoken: str) -> tuple[Layout, Any]:
+def configured(said: str) -> tuple[Layout, Any]:
     """`sentence-transformers:layout=triplet,scores=true` as its layout and its `Config`. Raises BadInput."""
-    name, _, rest = spoken.partition(":")
-    chosen = layout(name)
-    kinds = get_type_hints(chosen.Config)
-    known = [field.name for field in fields(chosen.Config)]
-    settings: dict[str, Any] = {}
-    for assignment in filter(None, rest.split(",")):
-        key, equals, value = assignment.partition("=")
-        if not equals:
-            raise BadInput(f"{spoken!r}: {assignment!r} is not KEY=VALUE; write NAME:KEY=VALUE,KEY=VALUE.")
-        if key not in known:
-            nearest = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known) or 'none'}."
-            raise BadInput(f"format {name}: {key!r} is not a setting; {hint}")
-        if key in settings:
-            raise BadInput(f"{spoken!r}: {key} is set twice; set it once.")
-        settings[key] = _value(f"format {name}: {key} = {value!r}", value, kinds[key])
-    return chosen, chosen.Config(**settings)
+    chosen, config = spoken.configured(sys.modules[__name__], "format", said)
+    return cast(Layout, chosen), config
 
 
 def files_of(chosen: Layout, config: Any, out: Path, *, force: bool = False) -> tuple[Path, ...]:
@@ -92,15 +70,3 @@ def write(chosen: Layout, config: Any, mined: Mined, files: Sequence[Path], *, f
         if not rows:
             raise BadInput(f"{mined.where}: nothing is left to export: {mined.tally.left_out_as_text()}.")
     return rows
-
-
-def _value(where: str, text: str, kind: Any) -> Any:
-    """A setting's value by the type of its field."""
-    choices = {"true": True, "false": False} if kind is bool else {}
-    if get_origin(kind) is Literal:
-        choices = {choice: choice for choice in get_args(kind)}
-    if choices and text not in choices:
-        nearest = difflib.get_close_matches(text, list(choices), 1)
-        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        raise BadInput(f"{where} is not one of {', '.join(choices)}.{hint}")
-    return choices[text] if choices else text

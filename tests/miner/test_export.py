@@ -353,7 +353,7 @@ def test_a_run_keeps_pairs_and_texts(given, tmp_path):
     ("spoken", "said"),
     [
         ("flagembeding", "Did you mean 'flagembedding'?"),
-        ("sentence_transformers", "Did you mean 'sentence-transformers'?"),
+        ("sentence_transformer", "Did you mean 'sentence-transformers'?"),
         ("sentence-transformers:layot=triplet", "did you mean 'layout'?"),
         ("sentence-transformers:layout=tripplet", "Did you mean 'triplet'?"),
         ("sentence-transformers:scores=yes", "is not one of true, false"),

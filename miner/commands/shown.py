@@ -1,0 +1,65 @@
+"""What the commands share: their common options, and how they show progress and results."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from miner.artifacts.manifest import Artifact
+
+__all__ = ["FOLDER", "METRIC", "OUT", "THREADS", "chosen", "progress", "summary"]
+
+FOLDER = click.argument("folder", type=click.Path(path_type=Path))
+OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
+METRIC = click.option(
+    "--metric",
+    type=click.Choice(["ip", "cosine"]),
+    default="ip",
+    show_default=True,
+    help="Inner product of the vectors as they are, or of the vectors scaled to length 1.",
+)
+THREADS = click.option("--threads", type=click.IntRange(min=1), help="Threads to use. [default: all cores]")
+
+
+def chosen(choice: str, *all_of_them: str) -> list[Any]:
+    """`both` as all of them."""
+    return list(all_of_them) if choice == "both" else [choice]
+
+
+def progress(label: str, items: str, *, brief: bool = False) -> Callable[[int, int], None]:
+    """A line that moves on a terminal; off one, a line for every tenth. `brief`: nothing for what takes a moment."""
+    shown = -1
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown
+        if brief and shown < 0 and done == total:
+            return
+        tenth = 10 * done // total
+        if sys.stderr.isatty():
+            click.echo(f"\r{label}: {done}/{total} {items}", nl=done == total, err=True)
+        elif tenth > shown:
+            click.echo(f"{label}: {done}/{total} {items}", err=True)
+        shown = max(shown, tenth)
+
+    return show
+
+
+def summary(direction: str, artifact: Artifact) -> None:
+    """What a person wants to know of a finished table."""
+    meta = artifact.manifest.meta
+    where = f"{artifact.where}/negatives.parquet"
+    click.echo(f"{direction}: {meta['anchors']} anchors x {meta['k']} negatives, {meta['shortfalls']} shortfalls")
+    click.echo(
+        f"    hardness (score - lowest positive) {meta['hardness_mean']:+.4f} on average; "
+        f"{meta['share_above_lowest_positive']:.1%} of the negatives, and the hardest of "
+        f"{meta['share_anchors_above_lowest_positive']:.1%} of the anchors, score above a positive"
+    )
+    if meta["shortfalls"]:
+        click.echo(f"    who has fewer than {meta['k']}, and why: {artifact.where}/shortfalls.parquet")
+    click.echo(f"    {where}")
+    click.echo(f"    read it: pandas.read_parquet({where!r})")
