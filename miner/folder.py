@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from miner.artifacts.embeddings import EMBEDDINGS, Embeddings, check_vectors
 from miner.artifacts.errors import BadInput
+from miner.artifacts.ids import Ids
 from miner.artifacts.manifest import MANIFEST, digest_file, open_artifact
 from miner.artifacts.npy import map_npy, read_ids
 from miner.artifacts.pairs import Pairs, Side
@@ -74,12 +75,11 @@ def open_folder(path: Path) -> Folder:
             f"{path}: found {' and '.join(found) or 'no pairs file'}; give exactly one of "
             f"{', '.join(_PAIRS)}, with the columns image_id and text_id."
         )
-    links = _links(path / found[0])
-    pairs = Pairs.from_ids(image_ids, text_ids, links, name=str(path / found[0]))
+    pairs = Pairs.from_columns(image_ids, text_ids, *_links(path / found[0]), name=str(path / found[0]))
     return Folder(pairs, images, texts, {"image": image_print, "text": text_print}, image_model)
 
 
-def _side(path: Path, side: Side) -> tuple[Vectors, tuple[str, ...], str, str | None]:
+def _side(path: Path, side: Side) -> tuple[Vectors, Ids, str, str | None]:
     """(vectors, ids, fingerprint, checkpoint) of one side."""
     plain, made = path / f"{side}s.npy", path / side
     if plain.exists() and (made / MANIFEST).exists():
@@ -97,7 +97,7 @@ def _side(path: Path, side: Side) -> tuple[Vectors, tuple[str, ...], str, str | 
     return _checked(vectors, plain, ids), ids, digest_file(plain), None
 
 
-def _checked(vectors: Vectors, path: Path, ids: tuple[str, ...]) -> Vectors:
+def _checked(vectors: Vectors, path: Path, ids: Ids) -> Vectors:
     """The vectors as float16 or float32, without NaN, infinity or zeros also after that."""
     check_vectors(vectors, str(path), ids)
     if vectors.dtype == np.float64:
@@ -107,8 +107,8 @@ def _checked(vectors: Vectors, path: Path, ids: tuple[str, ...]) -> Vectors:
     return vectors
 
 
-def _links(path: Path) -> list[tuple[str, str]]:
-    """The (image id, text id) rows of a pairs file."""
+def _links(path: Path) -> list[Any]:
+    """The two columns of a pairs file, image ids and text ids."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.csv
@@ -134,4 +134,4 @@ def _links(path: Path) -> list[tuple[str, str]]:
         raise BadInput(f"{path}: cannot be read as pairs ({what}); give the columns image_id and text_id.") from broken
     if any(column.null_count for column in columns):
         raise BadInput(f"{path}: a row lacks its image_id or text_id; give both in every row.")
-    return list(zip(columns[0].to_pylist(), columns[1].to_pylist(), strict=True))
+    return columns

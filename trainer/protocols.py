@@ -57,8 +57,8 @@ def folds(pairs: Pairs, num_images: int = FOLD_IMAGES) -> list[Gallery]:
         inside = (pairs.image_rows >= start) & (pairs.image_rows < start + num_images)
         image_rows, text_rows = np.arange(start, start + num_images), np.unique(pairs.text_rows[inside])
         part = Pairs(
-            tuple(pairs.image_ids[row] for row in image_rows),
-            tuple(pairs.text_ids[row] for row in text_rows),
+            pairs.image_ids.take(image_rows),
+            pairs.text_ids.take(text_rows),
             pairs.image_rows[inside] - start,
             np.searchsorted(text_rows, pairs.text_rows[inside]),
             name=f"{pairs.name}, images {start} to {start + num_images - 1}",

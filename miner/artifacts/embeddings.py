@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from miner.artifacts.errors import BadInput, DamagedArtifact
+from miner.artifacts.ids import Ids
 from miner.artifacts.manifest import Artifact, Draft, FileRecord
 from miner.artifacts.pairs import Side
 
@@ -81,7 +82,7 @@ def commit_embeddings(
     if sum(part.rows for part in parts) != len(ids):
         raise BadInput(f"{draft.prefix}: {sum(p.rows for p in parts)} vectors, {len(ids)} {side} ids; give one each.")
     buffer = io.BytesIO()
-    pq.write_table(pa.table({"id": pa.array(ids, pa.string())}), buffer, compression="zstd")
+    pq.write_table(pa.table({"id": Ids(ids).arrow}), buffer, compression="zstd")
     files = {part_name(index): record for index, record in enumerate(parts)} | dict(more or {})
     files["ids.parquet"] = draft.add("ids.parquet", buffer.getvalue(), len(ids))
     artifact = draft.commit(files, {**meta, "side": side, "rows": len(ids), "dim": dim})
@@ -98,7 +99,7 @@ class Embeddings:
     """
 
     side: Side
-    ids: tuple[str, ...]
+    ids: Ids
     parts: tuple[Vectors, ...]
     fingerprint: str
     checkpoint: str | None = None
@@ -112,7 +113,7 @@ class Embeddings:
         manifest = artifact.manifest
         if manifest.kind != EMBEDDINGS:
             raise BadInput(f"{artifact.where}: this is a {manifest.kind!r} artifact, but {EMBEDDINGS!r} was expected.")
-        ids = tuple(pq.read_table(pa.BufferReader(artifact.read("ids.parquet")))["id"].to_pylist())
+        ids = Ids(pq.read_table(pa.BufferReader(artifact.read("ids.parquet")))["id"])
         names = sorted(name for name in manifest.files if name.startswith("part-"))
         parts = tuple(np.load(artifact.path(name), mmap_mode="r", allow_pickle=False) for name in names)
         if sum(len(part) for part in parts) != len(ids):

@@ -131,9 +131,9 @@ class _Layout:
         anchors, gallery = sides(direction)
         self.pa, self.k, self.anchor_side = pa, k, anchors
         self.order = pairs.order(anchors)
-        self.anchor_ids = pa.array([pairs.ids(anchors)[row] for row in self.order], pa.string())
+        self.anchor_ids = pairs.ids(anchors).take(self.order).arrow
         gallery_order = pairs.order(gallery)
-        self.gallery_ids = pa.array([pairs.ids(gallery)[row] for row in gallery_order], pa.string())
+        self.gallery_ids = pairs.ids(gallery).take(gallery_order).arrow
         self.place = np.empty(len(gallery_order), dtype=np.int32)
         self.place[gallery_order] = np.arange(len(gallery_order), dtype=np.int32)
         words = pa.dictionary(pa.int32(), pa.string())
@@ -278,8 +278,7 @@ class NegativeTable:
         direction, k = provenance["direction"], int(provenance["k"])
         anchors, gallery = sides(direction)
         num_anchors = len(pairs.ids(anchors))
-        anchor_ids = pa.array(pairs.ids(anchors), pa.string())
-        gallery_ids = pa.array(pairs.ids(gallery), pa.string())
+        anchor_ids, gallery_ids = pairs.ids(anchors).arrow, pairs.ids(gallery).arrow
         negatives = np.full((num_anchors, k), -1, dtype=np.int32)
         scores = np.full((num_anchors, k), np.nan, dtype=np.float32)
         lowest = np.full(num_anchors, np.nan, dtype=np.float32)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from miner.artifacts.errors import BadInput
+from miner.artifacts.ids import Ids
 
 __all__ = ["map_npy", "read_ids"]
 
@@ -43,10 +44,10 @@ def map_npy(path: Path, ndims: tuple[int, ...] = (2,)) -> Vectors:
     return vectors
 
 
-def read_ids(path: Path, rows: int) -> tuple[str, ...]:
+def read_ids(path: Path, rows: int) -> Ids:
     """One id per line, one line per row; "0", "1", ... where there is no such file. Raises BadInput."""
     if not path.exists():
-        return tuple(map(str, range(rows)))
+        return Ids.numbers(rows)
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as broken:
@@ -56,4 +57,4 @@ def read_ids(path: Path, rows: int) -> tuple[str, ...]:
         raise BadInput(f"{path}: {len(ids)} ids for {rows} vectors; give one id per line, in the order of the rows.")
     if "" in ids:
         raise BadInput(f"{path}: line {ids.index('') + 1} is empty; every row needs an id.")
-    return ids
+    return Ids(ids)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from miner.artifacts.errors import BadInput, DamagedArtifact
+from miner.artifacts.ids import Ids
 from miner.artifacts.manifest import MANIFEST, Artifact, open_artifact
 from miner.artifacts.negatives import FOOTER_KEY, NEGATIVES, NegativeBlock
 from miner.artifacts.pairs import PAIRS, Direction, Pairs, open_pairs, sides
@@ -114,11 +115,11 @@ class Mined:
         )
 
     @property
-    def anchor_ids(self) -> tuple[str, ...]:
+    def anchor_ids(self) -> Ids:
         return self.pairs.ids(sides(self.direction)[0])
 
     @property
-    def gallery_ids(self) -> tuple[str, ...]:
+    def gallery_ids(self) -> Ids:
         return self.pairs.ids(sides(self.direction)[1])
 
     def warn_of_paths(self, reader: str, *contents: Contents) -> None:
@@ -180,11 +181,10 @@ class Mined:
 
     def _groups(self) -> Iterator[NegativeBlock]:
         """Every anchor once, in id order, one block per row group; those without a negative between the others."""
-        import pyarrow as pa
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
-        ids = [pa.array(known, pa.string()) for known in (self.anchor_ids, self.gallery_ids)]
+        ids = [self.anchor_ids.arrow, self.gallery_ids.arrow]
         done = 0
         with pq.ParquetFile(self.path, read_dictionary=_IDS) as file:
             for group in range(file.num_row_groups):
@@ -239,8 +239,8 @@ def _open_pairs(path: Path) -> Pairs:
     if not path.is_file():
         raise BadInput(f"{path}: no such file; give the pairs.csv, .tsv or .parquet that TABLE was mined for.")
     links = _links(path)
-    images, texts = (tuple(dict.fromkeys(link[end] for link in links)) for end in (0, 1))
-    return Pairs.from_ids(images, texts, links, name=str(path))
+    images, texts = (Ids(column.unique()) for column in links)
+    return Pairs.from_columns(images, texts, *links, name=str(path))
 
 
 def _fitting(artifact: Artifact, pairs: Pairs) -> Pairs:
@@ -248,8 +248,8 @@ def _fitting(artifact: Artifact, pairs: Pairs) -> Pairs:
     mined_for = artifact.manifest.meta["provenance"]["pairs"]
     images, texts = pairs.order("image"), pairs.order("text")
     bare = Pairs(
-        tuple(pairs.image_ids[row] for row in images),
-        tuple(pairs.text_ids[row] for row in texts),
+        pairs.image_ids.take(images),
+        pairs.text_ids.take(texts),
         np.argsort(images)[pairs.image_rows],
         np.argsort(texts)[pairs.text_rows],
         name=pairs.name,

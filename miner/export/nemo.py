@@ -94,5 +94,5 @@ def _write_documents(mined: Mined, path: Path) -> None:
             at = slice(start, start + _DOCUMENTS_AT_ONCE)
             values = mined.gallery.values[at]
             held = [{"bytes": None, "path": value} for value in values] if pictures else values
-            columns = [pa.array(mined.gallery_ids[at], pa.string()), pa.array(held, schema.field(1).type)]
+            columns = [mined.gallery_ids[at].arrow, pa.array(held, schema.field(1).type)]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))

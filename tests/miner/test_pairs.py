@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from miner.artifacts.errors import BadInput
-from miner.artifacts.pairs import Pairs, id_order
+from miner.artifacts.ids import Ids
+from miner.artifacts.pairs import Pairs
 
 
 def test_ids_are_ordered_as_numbers_when_all_are():
-    assert id_order(["10", "9", "007", "7"]).tolist() == [2, 3, 1, 0]
-    assert id_order(["10", "9", "x"]).tolist() == [0, 1, 2]
-    assert id_order(["é", "z", "Z"]).tolist() == [2, 1, 0]
+    assert Ids(["10", "9", "007", "7"]).order.tolist() == [2, 3, 1, 0]
+    assert Ids(["10", "9", "x"]).order.tolist() == [0, 1, 2]
+    assert Ids(["é", "z", "Z"]).order.tolist() == [2, 1, 0]
 
 
 def test_unordered_fingerprint_is_of_the_content_alone(problem):

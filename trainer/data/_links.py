@@ -11,6 +11,7 @@ from typing import Any, get_args
 import numpy as np
 
 from miner.artifacts.errors import BadInput
+from miner.artifacts.ids import Ids
 from miner.artifacts.pairs import Pairs
 from trainer.data import NoSplit, Split
 from trainer.data._lines import read_lines
@@ -139,8 +140,8 @@ class Links:
             absent = BadInput if self._seen or self.left_out else NoSplit
             raise absent(f"{where}: no pair in split {self.split!r}{found}.{said}")
         return Pairs(
-            tuple(self._images),
-            tuple(self._texts),
+            Ids(self._images),
+            Ids(self._texts),
             np.array(self._image_rows, dtype=np.int64),
             np.array(self._text_rows, dtype=np.int64),
             tuple(self._captions),

@@ -31,6 +31,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from miner.artifacts.errors import BadInput
+from miner.artifacts.ids import Ids
 from miner.artifacts.manifest import MANIFEST, Artifact, find_artifact
 from miner.artifacts.pairs import Pairs
 from miner.artifacts.store import LocalStore
@@ -101,8 +102,8 @@ def read(config: Config, split: Split) -> Dataset:
     texts = _texts(layout.text_ids, captions, kept, text_ids)
     name = config.folder.resolve().name
     pairs = Pairs(
-        tuple(layout.image_ids[:num_images]),
-        tuple(texts),
+        Ids(layout.image_ids[:num_images]),
+        Ids(texts),
         layout.owner[kept],
         np.array([texts[layout.text_ids[line]][0] for line in kept], dtype=np.int64),
         tuple(text for _, text in texts.values()),
