@@ -79,19 +79,19 @@ def bare(image: Vectors, text: Vectors) -> dict[str, float]:
 
 
 def quintain(image: Vectors, text: Vectors, pairs: Pairs, k: int, threads: int, kind: str) -> dict[str, NegativeBlock]:
-    from miner import mine, tiles
+    from miner import matrix, tiles
 
-    chosen = mine.fastest
+    chosen = matrix.fastest
 
     def float32(rows: Vectors, lengths: Any, columns: Any, max_norm: float, *_: float) -> tiles.Tiles:
         return tiles.Float32(rows, lengths, max_norm)
 
-    mine.fastest = float32 if kind == "float32" else chosen  # type: ignore[assignment]
+    matrix.fastest = float32 if kind == "float32" else chosen  # type: ignore[assignment]
     try:
-        both = mine.mine_exhaustively({"image": image, "text": text}, pairs, ["i2t", "t2i"], k, threads=threads)
+        both = matrix.mine_exhaustively({"image": image, "text": text}, pairs, ["i2t", "t2i"], k, threads=threads)
         return {direction: NegativeBlock.join(list(blocks)) for direction, blocks in both}
     finally:
-        mine.fastest = chosen
+        matrix.fastest = chosen
 
 
 def with_faiss(image: Vectors, text: Vectors, depth: dict[str, int]) -> dict[str, Any]:

@@ -219,7 +219,13 @@ class Draft:
 
     def add_part(self, name: str, data: bytes, rows: int) -> FileRecord:
         """Write one part and then its record beside it: a part without a record was never finished."""
-        record = self.add(name, data, rows)
+        return self._finished(name, self.add(name, data, rows))
+
+    def adopt_part(self, name: str, source: Path, rows: int) -> FileRecord:
+        """The same from a finished local file, which is moved."""
+        return self._finished(name, self.adopt(name, source, rows))
+
+    def _finished(self, name: str, record: FileRecord) -> FileRecord:
         done = {"input_key": input_key(self.kind, self.inputs), **asdict(record)}
         self.store.write(f"{self.prefix}/{name}.done", canonical_json(done))
         return record
@@ -231,6 +237,16 @@ class Draft:
             return self._part_record(name)
         except (DamagedArtifact, FileNotFoundError):
             return None
+
+    def part_path(self, name: str) -> Path | None:
+        """Local path of a part that was finished and is whole, to memory-map."""
+        try:
+            record = self._part_record(name)
+            path = self.store.local(f"{self.prefix}/{name}")
+        except (DamagedArtifact, FileNotFoundError):
+            return None
+        whole = path.stat().st_size == record.bytes and digest_file(path) == record.sha256
+        return path if whole else None
 
     def read_part(self, name: str) -> bytes:
         """Bytes of a finished part. Raises DamagedArtifact, or FileNotFoundError when it was never finished."""

@@ -5,7 +5,8 @@
         rank             int16, or int32 where k needs it
         negative_id      string
         score            float32, similarity of anchor and negative
-        lowest_positive  float32, the lowest similarity of the anchor to one of its own positives
+        lowest_positive  float32, the lowest similarity of the anchor to one of its own positives; null in a table of
+                         i2i or t2t where it has none
     shortfalls.parquet   one row per anchor with fewer than k: anchor_id, found, wanted, lowest_positive, reason
 
 Provenance (direction, k, pairs, and what the caller adds: round, metric, index, checkpoint) is JSON under the key
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from miner.artifacts.errors import BadInput, DamagedArtifact
-from miner.artifacts.manifest import Artifact, Draft, canonical_json, open_artifact
-from miner.artifacts.pairs import Direction, Pairs, sides
+from miner.artifacts.manifest import Artifact, Draft, FileRecord, canonical_json, open_artifact
+from miner.artifacts.pairs import Direction, Pairs, Within, sides
 
 __all__ = ["NEGATIVES", "NegativeBlock", "NegativeTable", "write_negatives"]
 
@@ -80,14 +81,16 @@ def write_negatives(
     draft: Draft,
     blocks: Iterable[NegativeBlock],
     pairs: Pairs,
-    direction: Direction,
+    direction: Direction | Within,
     k: int,
     provenance: Mapping[str, Any],
+    beside: Callable[[], tuple[Mapping[str, FileRecord], Mapping[str, Any]]] = lambda: ({}, {}),
 ) -> Artifact:
     """Write and commit the table of one direction; memory is bounded by a row group, not by the table.
 
-    `blocks` cover every anchor once, in id order. Raises BadInput when they do not, or when an anchor with fewer than
-    k negatives comes without a reason.
+    `blocks` cover every anchor once, in id order. After the last, `beside()` gives other files in place, by name, and
+    what else to say in `meta`. Raises BadInput when an anchor is missing, or has fewer than k negatives without a
+    reason.
     """
     import pyarrow.parquet as pq
 
@@ -119,13 +122,14 @@ def write_negatives(
     buffer = io.BytesIO()
     pq.write_table(shortfalls, buffer, compression="zstd", store_schema=False)
     files["shortfalls.parquet"] = draft.add("shortfalls.parquet", buffer.getvalue(), shortfalls.num_rows)
-    return draft.commit(files, {**layout.summary(), "provenance": full})
+    more, said = beside()
+    return draft.commit({**files, **more}, {**layout.summary(), **said, "provenance": full})
 
 
 class _Layout:
     """Turns blocks into Parquet row groups, and keeps count."""
 
-    def __init__(self, pairs: Pairs, direction: Direction, k: int) -> None:
+    def __init__(self, pairs: Pairs, direction: Direction | Within, k: int) -> None:
         import pyarrow as pa
 
         anchors, gallery = sides(direction)
@@ -147,9 +151,9 @@ class _Layout:
                 ("lowest_positive", pa.float32()),
             ]
         )
-        self.done = self.num_rows = self.above = self.anchors_above = 0
+        self.done = self.num_rows = self.known = self.above = self.anchors_above = 0
         self.hardness = 0.0
-        self.short: list[tuple[str, int, int, float, str]] = []
+        self.short: list[tuple[str, int, int, float | None, str]] = []
 
     def table(self, block: NegativeBlock) -> Any:
         """One row group."""
@@ -181,14 +185,16 @@ class _Layout:
             pa.array(np.broadcast_to(np.arange(self.k), valid.shape)[valid], self.schema.field("rank").type),
             pa.DictionaryArray.from_arrays(code[place], self.gallery_ids.take(pa.array(rows))),
             pa.array(block.scores[valid], pa.float32()),
-            pa.array(np.repeat(block.lowest_positive, found), pa.float32()),
+            pa.array(np.repeat(block.lowest_positive, found), pa.float32(), from_pandas=True),
         ]
         return pa.Table.from_arrays(columns, schema=self.schema)
 
     def _count(self, block: NegativeBlock, valid: npt.NDArray[np.bool_], found: npt.NDArray[np.int64]) -> None:
         hardness = np.subtract(block.scores, block.lowest_positive[:, None], dtype=np.float64)
+        known = valid & ~np.isnan(hardness)
         self.num_rows += int(found.sum())
-        self.hardness += float(hardness[valid].sum())
+        self.known += int(known.sum())
+        self.hardness += float(hardness[known].sum())
         self.above += int((hardness[valid] > 0).sum())
         self.anchors_above += int(((hardness > 0) & valid).any(1).sum())
         for at in np.flatnonzero(found < self.k):
@@ -196,7 +202,8 @@ class _Layout:
             name = self.anchor_ids[self.done - len(block) + int(at)].as_py()
             if row not in block.reasons:
                 raise BadInput(f"negatives: {self.anchor_side} {name!r} has {found[at]} of {self.k} ; say why.")
-            self.short.append((name, int(found[at]), self.k, float(block.lowest_positive[at]), block.reasons[row]))
+            lowest = None if np.isnan(block.lowest_positive[at]) else float(block.lowest_positive[at])
+            self.short.append((name, int(found[at]), self.k, lowest, block.reasons[row]))
 
     def finish(self) -> None:
         if self.done != len(self.order):
@@ -211,7 +218,7 @@ class _Layout:
 
     def summary(self) -> dict[str, Any]:
         """What a person wants to know of a table; the shares are of negatives and of anchors."""
-        rows = max(self.num_rows, 1)
+        rows = max(self.known, 1)
         return {
             "anchors": self.done,
             "k": self.k,

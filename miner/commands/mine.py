@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,7 +15,7 @@ from miner.commands.shown import FOLDER, METRIC, OUT, THREADS, chosen, progress,
 if TYPE_CHECKING:
     from miner.artifacts.manifest import Draft
     from miner.artifacts.negatives import NegativeBlock
-    from miner.artifacts.pairs import Direction, Side
+    from miner.artifacts.pairs import Direction, Side, Within
     from miner.folder import Folder
     from miner.index import Index
 
@@ -27,16 +28,25 @@ __all__ = ["mine"]
 @click.option("--k", type=click.IntRange(min=1), default=50, show_default=True, help="Negatives per anchor.")
 @click.option(
     "--direction",
-    type=click.Choice(["i2t", "t2i", "both"]),
+    type=click.Choice(["i2t", "t2i", "both", "i2i", "t2t"]),
     default="both",
     show_default=True,
-    help="i2t: texts for every image; t2i: images for every text.",
+    help="i2t: texts for every image; t2i: images for every text; both: these two from one pass; i2i, t2t: a side "
+    "with itself.",
 )
 @click.option("--index", "index_folder", type=click.Path(path_type=Path), help="What `miner build-index` wrote.")
 @METRIC
 @THREADS
+@click.option("--memory", help="What the search may take, as 8G or 500M. [default: half of what is free]")
 def mine(
-    folder: Path, out: Path, k: int, direction: str, index_folder: Path | None, metric: str, threads: int | None
+    folder: Path,
+    out: Path,
+    k: int,
+    direction: str,
+    index_folder: Path | None,
+    metric: str,
+    threads: int | None,
+    memory: str | None,
 ) -> None:
     """Write the k hardest negatives of every anchor of FOLDER: per direction one table below --out.
 
@@ -45,24 +55,33 @@ def mine(
         miner mine vectors/ --k 50 --direction i2t --out tables/
         miner mine vectors/ --k 300 --metric cosine --out tables/
 
-    A positive is never among them. An anchor that has fewer than k others gets what there is, and is listed with the
-    reason in shortfalls.parquet.
+    A positive is never among them (for i2i, nor is an image that shares a text with the anchor). An anchor that has
+    fewer than k others gets what there is, and is listed with the reason in shortfalls.parquet.
+
+    What does not fit into memory is searched in shards. Stopped at any moment, the same command goes on at the shard.
     """
     from miner.artifacts.lock import hold
     from miner.artifacts.negatives import write_negatives
     from miner.folder import open_folder
     from miner.index._faiss import set_threads
+    from miner.matrix import forget
+    from miner.memory import parse_size
     from miner.mine import check_k
 
+    budget = parse_size(memory) if memory else None
     opened = open_folder(folder)
     if metric == "ip" and not opened.unit_length():
         click.echo("note: the vectors do not all have length 1, so long ones win; --metric cosine compares angles.")
-    directions = cast("list[Direction]", chosen(direction, "i2t", "t2i"))
+    directions = cast("list[Direction | Within]", chosen(direction, "i2t", "t2i"))
     for each in directions:
         check_k(opened.pairs, each, k)
     threads = set_threads(threads)
     click.get_current_context().with_resource(hold(out))
     drafts = {each: _table_draft(out, opened, each, k, metric) for each in directions}
+    shards = {each: replace(drafts[each], prefix=f".search/{each}", kind="search") for each in directions}
+    for each in directions:
+        for draft in (drafts[each], shards[each]):
+            draft.store.sweep(draft.prefix)
     done = {each: artifact for each in directions if (artifact := drafts[each].committed()) is not None}
     for each, artifact in done.items():
         artifact.verify()
@@ -70,12 +89,13 @@ def mine(
         summary(each, artifact)
     left = [each for each in directions if each not in done]
     provenance = {"round": None, "metric": metric, "index": "flat", "checkpoint": opened.checkpoint}
-    for each, blocks in _searches(opened, left, k, metric, index_folder, threads):
+    for each, blocks in _searches(opened, left, k, metric, index_folder, threads, budget, shards):
         artifact = write_negatives(drafts[each], blocks, opened.pairs, each, k, provenance)
+        forget(shards[each])
         summary(each, artifact)
 
 
-def _table_draft(out: Path, opened: Folder, direction: Direction, k: int, metric: str) -> Draft:
+def _table_draft(out: Path, opened: Folder, direction: Direction | Within, k: int, metric: str) -> Draft:
     from miner.artifacts.manifest import Draft
     from miner.artifacts.negatives import NEGATIVES
     from miner.artifacts.store import LocalStore
@@ -92,20 +112,30 @@ def _table_draft(out: Path, opened: Folder, direction: Direction, k: int, metric
 
 
 def _searches(
-    opened: Folder, directions: list[Direction], k: int, metric: str, index_folder: Path | None, threads: int
-) -> Iterator[tuple[Direction, Iterator[NegativeBlock]]]:
+    opened: Folder,
+    directions: list[Direction | Within],
+    k: int,
+    metric: str,
+    index_folder: Path | None,
+    threads: int,
+    memory: int | None,
+    shards: Mapping[Direction | Within, Draft],
+) -> Iterator[tuple[Direction | Within, Iterator[NegativeBlock]]]:
     """Each direction with its negatives: from one pass for all of them, or with an index one search each."""
     from miner.artifacts.pairs import sides
     from miner.index._faiss import num_gpus
-    from miner.mine import mine, mine_exhaustively
+    from miner.matrix import mine_exhaustively
+    from miner.mine import mine
 
     if not directions:
         return
     vectors: dict[Side, Any] = {"image": opened.vectors("image", metric), "text": opened.vectors("text", metric)}
     if index_folder is None and num_gpus() == 0:
-        click.echo(f"comparing {len(vectors['image'])} images with {len(vectors['text'])} texts on the cpu")
+        click.echo("comparing " + " and ".join(_compared(opened, directions)) + " on the cpu")
         shown = progress(" and ".join(directions), "items")
-        yield from mine_exhaustively(vectors, opened.pairs, directions, k, threads=threads, progress=shown)
+        yield from mine_exhaustively(
+            vectors, opened.pairs, directions, k, threads=threads, memory=memory, drafts=shards, progress=shown
+        )
         return
     for each in directions:
         anchors, gallery = sides(each)
@@ -119,6 +149,15 @@ def _searches(
             each,
             mine(vectors[anchors], index, vectors[gallery], opened.pairs, each, k, threads=threads, progress=shown),
         )
+
+
+def _compared(opened: Folder, directions: list[Direction | Within]) -> list[str]:
+    """What is compared with what, each once."""
+    from miner.artifacts.pairs import sides
+
+    named = {side: f"{len(opened.pairs.ids(side))} {side}s" for direction in directions for side in sides(direction)}
+    passes = dict.fromkeys(tuple(sorted(sides(direction))) for direction in directions)
+    return [f"{named[one]} with {named[other] if one != other else 'each other'}" for one, other in passes]
 
 
 def _stored_index(folder: Path, opened: Folder, side: Side, metric: str) -> Index:

@@ -67,6 +67,26 @@ def test_mine_equals_the_oracle_and_is_done_the_second_time(problem, oracle, tmp
     assert files(tmp_path / "tables") == before
 
 
+def test_a_side_with_itself(problem, tmp_path):
+    given = problem()
+    folder = given.write(tmp_path / "vectors")
+    for direction, said in (("t2t", "texts with each other"), ("i2i", "40 images with each other")):
+        done = run("mine", folder, "--k", 40, "--direction", direction, "--out", tmp_path / "tables", "--memory", "1M")
+        assert done.exit_code == 0, done.output
+        assert said in done.output
+        table = NegativeTable.open(tmp_path / "tables" / direction, given.pairs)
+        offsets, others = given.pairs.positives_of(direction)
+        for row, negatives in enumerate(table.negatives):
+            own = set(others[offsets[row] : offsets[row + 1]].tolist())
+            assert row in own
+            assert not own & set(negatives[negatives >= 0].tolist())
+            assert np.isnan(table.lowest_positive[row]) == (own == {row})
+        assert run("check", tmp_path / "tables" / direction).exit_code == 0
+    assert not list((tmp_path / "tables").glob(".search/*"))
+    wrong = run("mine", folder, "--out", tmp_path / "tables", "--memory", "lots")
+    assert (wrong.exit_code, "'lots' is not a size" in wrong.output) == (3, True)
+
+
 def test_index_threads_and_metric(problem, tmp_path):
     given = problem()
     folder = given.write(tmp_path / "vectors")

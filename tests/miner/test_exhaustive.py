@@ -11,7 +11,7 @@ from miner.artifacts.negatives import NegativeBlock
 from miner.artifacts.pairs import Pairs
 from miner.best import Best
 from miner.index import _torch
-from miner.mine import mine_exhaustively
+from miner.matrix import mine_exhaustively
 from miner.scores import norms, similarities, similarities_by_query
 
 KINDS = ["float32", "int8", "numpy"]
@@ -30,7 +30,7 @@ def kind(request, monkeypatch):
             return tiles.Int8(rows, lengths, row_extent, max_norm, column_extent)
         return tiles.Float32(rows, lengths, max_norm)
 
-    monkeypatch.setattr("miner.mine.fastest", chosen)
+    monkeypatch.setattr("miner.matrix.fastest", chosen)
     return request.param
 
 
