@@ -24,9 +24,10 @@ class Best:
     item with so many left that there is hardly room for more is `full`: what it holds proves nothing.
     """
 
-    def __init__(self, items: int, depth: int, error: Errors, dtype: npt.DTypeLike) -> None:
+    def __init__(self, items: int, depth: int, error: Errors, dtype: npt.DTypeLike, others: int) -> None:
+        """`others`: how many candidates there are in all."""
         self.depth, self.error = depth, error
-        self.room = _ROOM * depth + 64
+        self.room = min(_ROOM * depth + 64, others)
         self.lowest, self.highest = -np.inf, np.inf
         if np.issubdtype(dtype, np.integer):
             self.lowest, self.highest = np.iinfo(dtype).min, np.iinfo(dtype).max
@@ -64,7 +65,7 @@ class Best:
     def settle(self, at: slice) -> tuple[npt.NDArray[np.int32], Errors]:
         """(candidates (items, width), ceiling (items,)) of the items of `at`: -1 in empty slots, and what no other
         candidate's true score exceeds: inf for an item that is full, -inf where every candidate there was is here."""
-        self._sort_out(at)
+        self._sort_out(at, last=True)
         # A cut is where candidates were dropped, if any were.
         ceiling = np.where(self.cut[at] == self.lowest, -np.inf, self.cut[at] + self.error[at])
         ceiling[self.full[at]] = np.inf
@@ -80,17 +81,17 @@ class Best:
         self.candidates.reshape(-1)[cells] = candidates
         self.fill[at] += counts
 
-    def _sort_out(self, at: slice) -> None:
-        """Drop what is out, and raise the cuts."""
+    def _sort_out(self, at: slice, *, last: bool = False) -> None:
+        """Drop what is out, and raise the cuts; `last`: no more will come, so that nothing needs room."""
         items = np.flatnonzero(self.fill[at] > self.depth) + at.start
         if not len(items):
             return
         scores, candidates = self.scores[items], self.candidates[items]
-        last = np.partition(scores, self.room - self.depth, axis=1)[:, self.room - self.depth]
-        self.cut[items] = np.maximum(self.cut[items], self._below(last, self.error[items]))
+        deepest = np.partition(scores, self.room - self.depth, axis=1)[:, self.room - self.depth]
+        self.cut[items] = np.maximum(self.cut[items], self._below(deepest, self.error[items]))
         keep = scores > self.cut[items, None]
         counts = keep.sum(1)
-        full = counts > self.room - self.depth // 2 - 1
+        full = (counts > self.room - self.depth // 2 - 1) & (not last)
         self.full[items] |= full
         self.cut[items[full]] = self.highest
         keep[full] = False

@@ -55,14 +55,15 @@ def search(
     """What the two functions make of the proposals: for the columns in order, then for the rows in order.
 
     `columns` (items, dim) are read panel by panel; a depth of 0 leaves a side out. `threads` panels are worked on at
-    once, and what `rank_columns` makes of each. `progress(columns done)` after each. A tile is (height, width).
+    once, and what `rank_columns` makes of each. `progress(columns done)` after each. A tile is (height, width) at most.
     """
     height, width = tile
     if not _torch.available():
         threads = 1  # numpy's products take all of them already
-    best = Best(num_rows, row_depth, tiles.row_error, tiles.dtype) if row_depth else None
+    width = min(width, max(256, -(-len(columns) // (4 * threads))))  # so that no thread waits for another's last panel
+    best = Best(num_rows, row_depth, tiles.row_error, tiles.dtype, len(columns)) if row_depth else None
     locks = [threading.Lock() for _ in range(0, num_rows, height)]
-    local = threading.local()
+    local, stopped = threading.local(), threading.Event()
 
     def panel(start: int) -> Ranked | None:
         some = np.asarray(columns[start : start + width])
@@ -71,8 +72,10 @@ def search(
         ready = tiles.panel(some)
         own = None
         if column_depth:
-            own = Best(len(some), column_depth, tiles.column_error(some, norms(some)), tiles.dtype)
+            own = Best(len(some), column_depth, tiles.column_error(some, norms(some)), tiles.dtype, num_rows)
         for number, first in enumerate(range(0, num_rows, height)):
+            if stopped.is_set():
+                return None
             scores = tiles.tile(slice(first, first + height), ready, local.room)
             if best is not None:
                 _take_rows(scores, best, first, start, locks[number])
@@ -85,13 +88,17 @@ def search(
         return rank_rows(_proposal(best, start, min(start + height, num_rows), tiles.unit, start))
 
     with _torch.one_thread_each() as alone, ThreadPoolExecutor(threads, initializer=alone) as pool:
-        starts = range(0, len(columns), width)
-        for number, done in enumerate(_in_order(pool, panel, starts, threads)):
-            progress(min((number + 1) * width, len(columns)))
-            if done is not None:
-                yield done
-        if best is not None:
-            yield from _in_order(pool, rows, range(0, num_rows, height), threads)
+        try:
+            starts = range(0, len(columns), width)
+            for number, done in enumerate(_in_order(pool, panel, starts, threads)):
+                progress(min((number + 1) * width, len(columns)))
+                if done is not None:
+                    yield done
+            if best is not None:
+                yield from _in_order(pool, rows, range(0, num_rows, height), threads)
+        finally:  # nobody waits for what nobody will take
+            stopped.set()
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _in_order(

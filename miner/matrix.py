@@ -27,7 +27,7 @@ from miner.artifacts.negatives import NegativeBlock
 from miner.artifacts.pairs import Direction, Pairs, Side, Within, sides
 from miner.artifacts.store import LocalStore
 from miner.memory import available
-from miner.mine import anchored, check, own_positives
+from miner.mine import anchored, check_k, check_rows, own_positives
 from miner.scores import norms
 from miner.search import Excluded, Gallery, Hits
 from miner.tiles import extent, fastest
@@ -95,7 +95,9 @@ def mine_exhaustively(
     is kept. `progress(items compared, all)`. Raises as `mine_block`.
     """
     for direction in directions:
-        check(vectors[sides(direction)[1]], pairs, direction, k)
+        check_k(pairs, direction, k)
+    for side in dict.fromkeys(side for direction in directions for side in sides(direction)):
+        check_rows(vectors[side], pairs, side)
     with ExitStack() as stack:
         if memory is None:
             memory = available() // 2
@@ -145,6 +147,11 @@ class _Matrix:
         anchors = {sides(direction)[0]: direction for direction in directions}
         self.of_columns = anchors.get(large)
         self.of_rows = anchors.get(small) if small != large else None
+        if vectors[small].shape[1] != vectors[large].shape[1]:
+            raise BadInput(
+                f"{small}s have dim {vectors[small].shape[1]} and {large}s dim {vectors[large].shape[1]}; both sides must "
+                "come from one model."
+            )
         self.reach = {side: _reach(vectors[side]) for side in ends}
         if self.reach[small][0] * self.reach[large][0] > 1e37:
             raise BadInput("the vectors are so long that a similarity overflows float32; scale them down.")
@@ -271,6 +278,8 @@ def _reach(vectors: Vectors) -> tuple[float, float]:
     longest = furthest = 0.0
     for start in range(0, len(vectors), step):
         some = np.asarray(vectors[start : start + step])
+        if not np.isfinite(some).all():
+            raise BadInput(f"a vector of rows {start} to {start + len(some) - 1} holds NaN or infinity; leave it out.")
         longest, furthest = max(longest, float(norms(some).max())), max(furthest, extent(some))
     return longest, furthest
 

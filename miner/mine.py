@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 from miner.artifacts.errors import BadInput
 from miner.artifacts.negatives import NegativeBlock
-from miner.artifacts.pairs import Direction, Pairs, Within, sides
+from miner.artifacts.pairs import Direction, Pairs, Side, Within, sides
 from miner.index import Index
 from miner.scores import similarities
 from miner.search import Excluded, Gallery, Hits, Searcher
 
-__all__ = ["anchored", "block_size", "check", "check_k", "mine", "mine_block", "own_positives"]
+__all__ = ["anchored", "block_size", "check_k", "check_rows", "mine", "mine_block", "own_positives"]
 
 Vectors = npt.NDArray[np.floating[Any]]
 Rows = npt.NDArray[np.int64]
@@ -44,7 +44,8 @@ def mine_block(
     Raises BadInput for shapes that do not fit and a k larger than the gallery.
     """
     _, other = sides(direction)
-    check(gallery, pairs, direction, k)
+    check_rows(gallery, pairs, other)
+    check_k(pairs, direction, k)
     if len(queries) != len(anchor_rows):
         raise BadInput(f"{len(queries)} vectors for {len(anchor_rows)} anchors; give one each.")
     queries = np.ascontiguousarray(queries, dtype=np.float32)
@@ -115,7 +116,8 @@ def mine(
     `vectors` (anchors, dim) by row of `pairs`; `progress(done, total)` is called after each block. Raises as
     `mine_block`, before the first block.
     """
-    check(gallery, pairs, direction, k)
+    check_rows(gallery, pairs, sides(direction)[1])
+    check_k(pairs, direction, k)
     anchors, _ = sides(direction)
     order = pairs.order(anchors)
     if len(vectors) != len(order):
@@ -132,14 +134,14 @@ def mine(
     return blocks()
 
 
-def check(gallery: Vectors, pairs: Pairs, direction: Direction | Within, k: int) -> None:
-    """Raise BadInput unless the `gallery` has a float16 or float32 vector per item and at least k items."""
-    _, other = sides(direction)
-    if len(gallery) != len(pairs.ids(other)):
-        raise BadInput(f"{len(gallery)} vectors for {len(pairs.ids(other))} {other}s; give one each.")
-    if gallery.dtype not in (np.float16, np.float32):
-        raise BadInput(f"the gallery has dtype {gallery.dtype}; convert it to float32 (or float16) first.")
-    check_k(pairs, direction, k)
+def check_rows(vectors: Vectors, pairs: Pairs, side: Side) -> None:
+    """Raise BadInput unless `vectors` has a float16 or float32 row per item of a side."""
+    if vectors.ndim != 2 or len(vectors) != len(pairs.ids(side)):
+        raise BadInput(
+            f"{side} vectors have shape {vectors.shape} for {len(pairs.ids(side))} {side}s; give one row each."
+        )
+    if vectors.dtype not in (np.float16, np.float32):
+        raise BadInput(f"the {side} vectors have dtype {vectors.dtype}; convert them to float32 (or float16) first.")
 
 
 def check_k(pairs: Pairs, direction: Direction | Within, k: int) -> None:

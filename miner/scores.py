@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["norms", "similarities", "similarities_by_query", "unit"]
+__all__ = ["norms", "plain_error", "rounded", "similarities", "similarities_by_query", "unit"]
 
 Vectors = npt.NDArray[np.floating[Any]]
 Rows = npt.NDArray[np.int64]
 
 _CHUNK = 1 << 17  # float64 products held at once: 1 MiB, about a core's cache
+_PICKED = 20  # so many times slower is picking a vector than passing over one
 
 
 def _add_up(products: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -28,7 +29,7 @@ def _add_up(products: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         half = (length + 1) // 2
         products[..., : length - half] += products[..., half:length]
         length = half
-    return products[..., 0] + 0.0  # no negative zero
+    return products[..., 0] + 0.0
 
 
 def similarities(
@@ -62,24 +63,41 @@ def similarities_by_query(
     """
     out = np.empty(rows.shape, dtype=np.float32)
     width, dim = rows.shape[1], vectors.shape[1]
-    step = max(1, 4 * _CHUNK // max(1, width * dim))
-    # Terms of a plain sum and of the tree, each with a rounding error of 2^-53 at most, and room to spare.
-    error = length * (max_norm * (dim + dim.bit_length() + 8) * 2.0**-53 * 1.01)
+    error = plain_error(length, max_norm, dim)
+    # Where much of the vectors is wanted, one product with all of them is faster than picking.
+    whole = vectors[:].astype(np.float64).T if _PICKED * width >= len(vectors) and len(queries) >= 64 else None
+    step = max(1, 4 * _CHUNK // max(1, width * dim if whole is None else len(vectors)))
 
     def score(start: int) -> None:
         at = slice(start, start + step)
-        wide = vectors[rows[at].ravel()].astype(np.float64).reshape(-1, width, dim)
-        found = np.vecdot(wide, queries[at].astype(np.float64)[:, None, :])
-        low = (found - error[at, None]).astype(np.float32)
-        out[at] = low
-        high = (found + error[at, None]).astype(np.float32)
-        query, place = np.nonzero(low.view(np.int32) != high.view(np.int32))
+        wide = queries[at].astype(np.float64)
+        if whole is None:
+            picked = vectors[rows[at].ravel()].astype(np.float64).reshape(-1, width, dim)
+            sums = np.vecdot(picked, wide[:, None, :])
+        else:
+            sums = np.take_along_axis(wide @ whole, rows[at].astype(np.int64), 1)
+        out[at], unsure = rounded(sums, error[at, None])
+        query, place = np.nonzero(unsure)
         if len(query):
             again = rows[query + start, place].astype(np.int64)
             out[query + start, place] = similarities(queries, query + start, vectors, again)
 
     _each(score, range(0, len(rows), step), threads)
     return out
+
+
+def plain_error(length: npt.NDArray[np.float64], max_norm: float, dim: int) -> npt.NDArray[np.float64]:
+    """What a float64 sum in any order may be off from the fixed tree's, for queries of a `length`: the terms of both,
+    each with a rounding error of 2^-53 at most, and room to spare."""
+    return np.asarray(length * (max_norm * (dim + dim.bit_length() + 8) * 2.0**-53 * 1.01))
+
+
+def rounded(
+    sums: npt.NDArray[np.float64], error: npt.NDArray[np.float64] | float
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """(float32 scores, whether each is unsure: within its error there is another float32)."""
+    low, high = (sums - error).astype(np.float32), (sums + error).astype(np.float32)
+    return low, low.view(np.int32) != high.view(np.int32)
 
 
 def norms(vectors: Vectors) -> npt.NDArray[np.float64]:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from miner.artifacts.errors import BadInput
 from miner.index import Index
-from miner.scores import norms, similarities, similarities_by_query
+from miner.scores import norms, plain_error, rounded, similarities, similarities_by_query
 
 __all__ = ["SLACK", "Excluded", "Gallery", "Hits", "Searcher", "float32_error"]
 
@@ -26,8 +26,8 @@ Rows = npt.NDArray[np.int64]
 Excluded = tuple[Rows, Rows]
 
 SLACK = 16  # proposed beyond what is wanted, so that the cut can be proved
-_SWEEP = 1 << 23  # float64 scores of a sweep held at once: 64 MiB
-_STEP = 1 << 21  # elements of the gallery converted at once in a sweep
+_SWEPT = 256  # queries of a sweep at once
+_STEP = 1 << 21  # numbers of the gallery, and scores, held at once in a sweep: 16 MiB each
 
 
 def float32_error(length: npt.NDArray[np.float64], max_norm: float, dim: int) -> npt.NDArray[np.float64]:
@@ -135,32 +135,68 @@ class Gallery:
         self, queries: Vectors, length: npt.NDArray[np.float64], some: Rows, excluded: Excluded, hits: Hits
     ) -> None:
         """Settle `some` queries by comparing them with everything."""
-        step = max(1, _SWEEP // self.size)
-        for start in range(0, len(some), step):
-            self._sweep(queries, length, some[start : start + step], excluded, hits)
+        for start in range(0, len(some), _SWEPT):
+            self._sweep(queries, length, some[start : start + _SWEPT], excluded, hits)
 
     def _sweep(
         self, queries: Vectors, length: npt.NDArray[np.float64], some: Rows, excluded: Excluded, hits: Hits
     ) -> None:
-        """Compare in float64, and score canonically all that could belong to the k best."""
+        """Compare in float64 twice: to learn what the k-th best is, and to score all that may reach it."""
+        wanted = np.minimum(self.size - np.diff(excluded[0])[some], hits.rows.shape[1])
+        depth = int(wanted.max(initial=0))
+        if depth == 0:
+            return
         wide = queries[some].astype(np.float64)
-        products = np.empty((len(some), self.size), dtype=np.float64)
-        step = max(1, _STEP // self.dim)
+        best = np.full((len(some), depth), -np.inf)
+        for _, products in self._products(wide, some, excluded):
+            best = np.concatenate([best, products], axis=1)
+            best = np.partition(best, best.shape[1] - depth, axis=1)[:, -depth:]
+        best.sort(axis=1)
+        cut = best[np.arange(len(some)), depth - np.maximum(wanted, 1)]
+        # Two float64 dot products of any order, and one float32 rounding, apart.
+        margin = 4 * (self.dim + 8) * 2.0**-53 * length[some] * self.max_norm + np.abs(cut) * 2.0**-22 + 2.0**-148
+        edge = np.where(wanted > 0, cut - margin, np.inf)
+        error = plain_error(length[some], self.max_norm, self.dim)
+        found = [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in some]
+        for first, products in self._products(wide, some, excluded):
+            reached = products >= edge[:, None]
+            for at in np.flatnonzero(reached.any(1)):
+                rows = np.flatnonzero(reached[at])
+                scores, unsure = rounded(products[at, rows], error[at])
+                rows += first
+                again = rows[unsure]
+                scores[unsure] = similarities(queries, np.full(len(again), some[at]), self.vectors, again, self.threads)
+                rows, scores = np.concatenate([found[at][0], rows]), np.concatenate([found[at][1], scores])
+                found[at] = self._first(rows, scores, int(wanted[at]))
+        for query, number, (rows, scores) in zip(some, wanted, found, strict=True):
+            order = np.lexsort((self.place[rows], -scores))
+            hits.rows[query, :number], hits.scores[query, :number] = rows[order], scores[order]
+
+    def _products(
+        self, wide: npt.NDArray[np.float64], some: Rows, excluded: Excluded
+    ) -> Iterator[tuple[int, npt.NDArray[np.float64]]]:
+        """Blocks of the gallery: (first row, float64 products (queries, rows), -inf for what is excluded)."""
+        counts = np.diff(excluded[0])[some]
+        query = np.repeat(np.arange(len(some)), counts)
+        own = excluded[1][np.repeat(excluded[0][some] - (np.cumsum(counts) - counts), counts) + np.arange(len(query))]
+        order = np.argsort(own, kind="stable")
+        own, query = own[order], query[order]
+        step = max(1, _STEP // max(self.dim, len(some)))
         for start in range(0, self.size, step):
-            products[:, start : start + step] = wide @ self.vectors[start : start + step].astype(np.float64).T
-        for query, row_scores in zip(some, products, strict=True):
-            own = excluded[1][excluded[0][query] : excluded[0][query + 1]]
-            row_scores[own] = -np.inf
-            wanted = min(self.size - len(own), hits.rows.shape[1])
-            if wanted == 0:
-                continue
-            cut = float(np.partition(row_scores, self.size - wanted)[self.size - wanted])
-            # Two float64 dot products of any order, and one float32 rounding, apart.
-            margin = 4 * (self.dim + 8) * 2.0**-53 * length[query] * self.max_norm + abs(cut) * 2.0**-22
-            rows = np.flatnonzero(row_scores >= cut - margin - 2.0**-148)
-            scores = similarities(queries, np.full(len(rows), query), self.vectors, rows, self.threads)
-            order = np.lexsort((self.place[rows], -scores))[:wanted]
-            hits.rows[query, :wanted], hits.scores[query, :wanted] = rows[order], scores[order]
+            products = wide @ np.asarray(self.vectors[start : start + step]).astype(np.float64).T
+            here = slice(*np.searchsorted(own, [start, start + products.shape[1]]))
+            products[query[here], own[here] - start] = -np.inf
+            yield start, products
+
+    def _first(self, rows: Rows, scores: npt.NDArray[np.float32], number: int) -> tuple[Rows, npt.NDArray[np.float32]]:
+        """The `number` best of some rows, ties by place, in any order; without sorting, for all of them may tie."""
+        if len(rows) <= number:
+            return rows, scores
+        least = np.partition(scores, len(rows) - number)[len(rows) - number]
+        above, level = np.flatnonzero(scores > least), np.flatnonzero(scores == least)
+        missing = number - len(above)
+        chosen = np.concatenate([above, level[np.argpartition(self.place[rows[level]], missing - 1)[:missing]]])
+        return rows[chosen], scores[chosen]
 
 
 class Searcher:
@@ -210,19 +246,19 @@ class Searcher:
         return self.gallery.settle(queries, length, some, rows, ceiling, excluded, hits, raw)
 
 
-def _listed(
-    some: Rows, rows: npt.NDArray[np.integer[Any]], excluded: Excluded, block: int = 1 << 22
-) -> npt.NDArray[np.bool_]:
+def _listed(some: Rows, rows: npt.NDArray[np.integer[Any]], excluded: Excluded) -> npt.NDArray[np.bool_]:
     """Whether `rows[i, j]` is excluded for query `some[i]`: booleans like `rows`."""
     offsets, listed = excluded
     counts = np.diff(offsets)[some]
-    before = np.cumsum(counts) - counts
     at = np.repeat(np.arange(len(some)), counts)
-    own = listed[np.repeat(offsets[some] - before, counts) + np.arange(len(at))]
+    own = listed[np.repeat(offsets[some] - (np.cumsum(counts) - counts), counts) + np.arange(len(at))].astype(np.int64)
     found = np.zeros(rows.shape, dtype=bool)
-    step = max(1, block // max(1, rows.shape[1]))
-    for start in range(0, len(own), step):
-        part = slice(start, start + step)
-        which, place = np.nonzero(rows[at[part]] == own[part, None])
-        found[at[part][which], place] = True
+    if len(own) <= 4 * len(some):
+        which, place = np.nonzero(rows[at] == own[:, None])
+        found[at[which], place] = True
+    else:  # many each: look up instead
+        base = int(max(own.max(), rows.max())) + 2
+        keys = np.sort(at * base + own)
+        wanted = np.arange(len(some))[:, None] * base + rows
+        found = (keys[np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)] == wanted) & (rows >= 0)
     return found

@@ -165,15 +165,17 @@ def fastest(
     The choice changes how long a search takes, never what it finds.
     """
     exact = Float32(rows, row_lengths, max_norm)
-    if not _torch.available() or not hasattr(_torch.torch(), "_int_mm"):
+    if not (row_extent and column_extent and _torch.available() and hasattr(_torch.torch(), "_int_mm")):
         return exact
-    some, sample = slice(0, 512), np.asarray(columns[:2048])
-    digits = Int8(rows[some], row_lengths[some], row_extent, max_norm, column_extent)
     with _torch.one_thread_each() as alone:
         alone()
+        if not _sound(rows.shape[1]):
+            return exact
+        some, sample = slice(0, 256), np.asarray(columns[:1024])
+        digits = Int8(rows[some], row_lengths[some], row_extent, max_norm, column_extent)
         seconds = {}
         for tiles in (exact, digits):
-            panel, room = tiles.panel(sample), tiles.room(512, len(sample))
+            panel, room = tiles.panel(sample), tiles.room(256, len(sample))
             tiles.tile(some, panel, room)  # the first allocates
             began = time.perf_counter()
             scores = tiles.tile(some, panel, room)
@@ -184,6 +186,31 @@ def fastest(
     if coarse or seconds[digits] > seconds[exact]:
         return exact
     return Int8(rows, row_lengths, row_extent, max_norm, column_extent)
+
+
+def _sound(dim: int) -> bool:
+    """Whether int8 products are right here, and not by a slow detour.
+
+    Without the instructions for them a product may be summed up in 16 bits and saturate, without a word (torch issue
+    136746): most of all with large digits of one sign, which are tried.
+    """
+    torch = _torch.torch()
+    random = np.random.default_rng(0)
+    digits = np.array([-127, -64, 63, 127], np.int8)
+    first, second = random.choice(digits, (64, 2 * dim)), random.choice(digits, (2 * dim, 256))
+    first[:32], second[:, :128] = np.abs(first[:32]), np.abs(second[:, :128])
+    made = torch.empty((64, 256), dtype=torch.int32)
+    given = (torch.from_numpy(first), torch.from_numpy(second))
+    try:
+        torch._int_mm(*given, out=made)
+    except (RuntimeError, NotImplementedError):
+        return False
+    began = time.perf_counter()
+    torch._int_mm(*given, out=made)
+    middle = time.perf_counter()
+    expected = first.astype(np.float64) @ second.astype(np.float64)  # exact
+    plain = time.perf_counter() - middle
+    return bool((made.numpy() == expected).all()) and middle - began < 4 * plain + 0.01
 
 
 def _digits(vectors: Vectors, step: float) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int8]]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -164,7 +168,7 @@ def test_best_keeps_what_may_be_best(dtype):
     items, depth, error = 6, 4, 30.0
     true = rng.normal(scale=1000, size=(items, 900))
     seen = (true + rng.uniform(-error, error, size=true.shape)).astype(dtype)
-    best = Best(items, depth, np.full(items, error + 1), dtype)
+    best = Best(items, depth, np.full(items, error + 1), dtype, 900)
     for start in range(0, 900, 90):
         part = seen[:, start : start + 90]
         item, column = np.nonzero(part > best.cut[:, None])
@@ -180,7 +184,7 @@ def test_best_keeps_what_may_be_best(dtype):
 
 
 def test_best_that_is_full_proves_nothing():
-    best = Best(2, 2, np.array([5.0, 5.0]), np.float32)
+    best = Best(2, 2, np.array([5.0, 5.0]), np.float32, 501)
     best.add(0, np.array([500, 1]), np.arange(501, dtype=np.int32), np.r_[np.ones(500), 7].astype(np.float32))
     found, ceiling = best.settle(slice(0, 2))
     assert ceiling.tolist() == [np.inf, -np.inf]
@@ -208,3 +212,61 @@ def test_fewer_columns_than_the_depth_reach_nothing():
         known = exhaustive._reached(tile, depth)
         assert known is not None
         assert ((tile >= known[:, None]).sum(1) >= depth).all()
+
+
+SATURATING = """
+import sys
+import numpy as np
+from miner import tiles
+from miner.scores import norms
+rng = np.random.default_rng(0)
+rows, columns = (np.minimum(rng.exponential(size=(n, 512)), 1.5).astype("f4") for n in (300, 1200))
+extents = [float(side.max()) for side in (rows, columns)]
+made = tiles.fastest(rows, norms(rows), columns, float(norms(columns).max()), *extents)
+found = made.tile(slice(0, 300), made.panel(columns), made.room(300, 1200)) * made.unit
+off = np.abs(found - rows.astype("f8") @ columns.T.astype("f8")).max(1)
+print(type(made).__name__, bool((off <= made.row_error * made.unit).all()), tiles._sound(512))
+"""
+
+
+@pytest.mark.parametrize("instructions", ["AVX2", "AVX512_CORE", "ALL"])
+def test_a_machine_without_int8_products_does_without(instructions):
+    """Older CPUs add products of int8 up in 16 bits, and torch does not say so; oneDNN can play such a one."""
+    pytest.importorskip("torch", reason="torch makes these tiles, and is not installed")
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": instructions, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", SATURATING], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    kind, right, sound = done.stdout.split()
+    assert right == "True"
+    assert kind == "Float32" or sound == "True"
+
+
+def test_what_cannot_be_compared_is_refused(problem):
+    given = problem(images=6, dim=4)
+    for images, texts, said in (
+        (given.images[:, :3], given.texts, "images have dim 3 and texts dim 4"),
+        (given.images[:5], given.texts, "shape \\(5, 4\\) for 6 images"),
+        (given.images, given.texts.astype("f8"), "the text vectors have dtype float64"),
+        (given.images * np.nan, given.texts, "holds NaN"),
+        (given.images * np.float32(1e25), given.texts * np.float32(1e25), "so long"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            list(mine_exhaustively({"image": images, "text": texts}, given.pairs, ["i2t"], 2))
+    for blocks in mined(type(given)(given.pairs, given.images * 0, given.texts), 2).values():
+        assert (blocks.scores == 0).all()
+
+
+def test_a_search_that_nobody_waits_for_stops(problem, monkeypatch):
+    given = problem(seed=12, images=60)
+    tiles_made = []
+    search = exhaustive._take_columns
+    monkeypatch.setattr(exhaustive, "_take_columns", lambda *a: (tiles_made.append(1), search(*a)))
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mined(given, 3, tile=(4, 4), threads=2, progress=stop)
+    assert len(tiles_made) < 15 * 45 / 2
