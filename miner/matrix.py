@@ -147,10 +147,10 @@ class _Matrix:
         anchors = {sides(direction)[0]: direction for direction in directions}
         self.of_columns = anchors.get(large)
         self.of_rows = anchors.get(small) if small != large else None
-        if vectors[small].shape[1] != vectors[large].shape[1]:
+        dims = {side: vectors[side].shape[1] for side in (small, large)}
+        if dims[small] != dims[large]:
             raise BadInput(
-                f"{small}s have dim {vectors[small].shape[1]} and {large}s dim {vectors[large].shape[1]}; both sides must "
-                "come from one model."
+                f"{small}s have dim {dims[small]} and {large}s dim {dims[large]}; both sides must come from one model."
             )
         self.reach = {side: _reach(vectors[side]) for side in ends}
         if self.reach[small][0] * self.reach[large][0] > 1e37:
