@@ -10,6 +10,7 @@ from miner.commands.build_index import build_index
 from miner.commands.check import check
 from miner.commands.export import export
 from miner.commands.mine import mine
+from miner.commands.plan import plan
 
 __all__ = ["main"]
 
@@ -37,5 +38,5 @@ def main() -> None:
     """
 
 
-for command in (build_index, mine, check, export):
+for command in (build_index, mine, plan, check, export):
     main.add_command(command)

@@ -32,7 +32,7 @@ from miner.scores import norms
 from miner.search import Excluded, Gallery, Hits
 from miner.tiles import extent, fastest
 
-__all__ = ["Grid", "forget", "grid_for", "mine_exhaustively"]
+__all__ = ["Grid", "forget", "grid_for", "mine_exhaustively", "ordered", "reach"]
 
 Vectors = npt.NDArray[np.floating[Any]]
 Rows = npt.NDArray[np.int64]
@@ -152,7 +152,7 @@ class _Matrix:
             raise BadInput(
                 f"{small}s have dim {dims[small]} and {large}s dim {dims[large]}; both sides must come from one model."
             )
-        self.reach = {side: _reach(vectors[side]) for side in ends}
+        self.reach = {side: reach(vectors[side]) for side in ends}
         if self.reach[small][0] * self.reach[large][0] > 1e37:
             raise BadInput("the vectors are so long that a similarity overflows float32; scale them down.")
         num_rows, num_columns = len(pairs.ids(small)), len(pairs.ids(large))
@@ -272,7 +272,7 @@ def _places(order: Rows) -> Rows:
     return place
 
 
-def _reach(vectors: Vectors) -> tuple[float, float]:
+def reach(vectors: Vectors) -> tuple[float, float]:
     """(the largest norm, the largest absolute number) of some vectors, read once."""
     step = max(1, 2**20 // vectors.shape[1])
     longest = furthest = 0.0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from miner.commands.build_index import fresh_index, index_draft
-from miner.commands.shown import FOLDER, METRIC, OUT, THREADS, chosen, progress, summary
+from miner.commands.shown import DIRECTION, FOLDER, MEMORY, METRIC, OUT, THREADS, chosen, progress, summary
 
 if TYPE_CHECKING:
     from miner.artifacts.manifest import Draft
@@ -26,18 +26,11 @@ __all__ = ["mine"]
 @FOLDER
 @OUT
 @click.option("--k", type=click.IntRange(min=1), default=50, show_default=True, help="Negatives per anchor.")
-@click.option(
-    "--direction",
-    type=click.Choice(["i2t", "t2i", "both", "i2i", "t2t"]),
-    default="both",
-    show_default=True,
-    help="i2t: texts for every image; t2i: images for every text; both: these two from one pass; i2i, t2t: a side "
-    "with itself.",
-)
+@DIRECTION
 @click.option("--index", "index_folder", type=click.Path(path_type=Path), help="What `miner build-index` wrote.")
 @METRIC
 @THREADS
-@click.option("--memory", help="What the search may take, as 8G or 500M. [default: half of what is free]")
+@MEMORY
 def mine(
     folder: Path,
     out: Path,
@@ -89,7 +82,7 @@ def mine(
         summary(each, artifact)
     left = [each for each in directions if each not in done]
     provenance = {"round": None, "metric": metric, "index": "flat", "checkpoint": opened.checkpoint}
-    for each, blocks in _searches(opened, left, k, metric, index_folder, threads, budget, shards):
+    for each, blocks in _searches(opened, left, k, metric, index_folder, threads, budget, out, shards):
         artifact = write_negatives(drafts[each], blocks, opened.pairs, each, k, provenance)
         forget(shards[each])
         summary(each, artifact)
@@ -119,13 +112,16 @@ def _searches(
     index_folder: Path | None,
     threads: int,
     memory: int | None,
+    out: Path,
     shards: Mapping[Direction | Within, Draft],
 ) -> Iterator[tuple[Direction | Within, Iterator[NegativeBlock]]]:
     """Each direction with its negatives: from one pass for all of them, or with an index one search each."""
     from miner.artifacts.pairs import sides
     from miner.index._faiss import num_gpus
     from miner.matrix import mine_exhaustively
+    from miner.memory import available
     from miner.mine import mine
+    from miner.plan import check_fits, plan
 
     if not directions:
         return
@@ -133,6 +129,9 @@ def _searches(
     if index_folder is None and num_gpus() == 0:
         click.echo("comparing " + " and ".join(_compared(opened, directions)) + " on the cpu")
         shown = progress(" and ".join(directions), "items")
+        free = available()
+        memory = memory or free // 2
+        check_fits(plan(vectors, opened.pairs, directions, k, memory, threads, timed=False), out, free)
         yield from mine_exhaustively(
             vectors, opened.pairs, directions, k, threads=threads, memory=memory, drafts=shards, progress=shown
         )

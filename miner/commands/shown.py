@@ -12,7 +12,7 @@ import click
 if TYPE_CHECKING:
     from miner.artifacts.manifest import Artifact
 
-__all__ = ["FOLDER", "METRIC", "OUT", "THREADS", "chosen", "progress", "summary"]
+__all__ = ["DIRECTION", "FOLDER", "MEMORY", "METRIC", "OUT", "THREADS", "chosen", "progress", "summary"]
 
 FOLDER = click.argument("folder", type=click.Path(path_type=Path))
 OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
@@ -23,6 +23,15 @@ METRIC = click.option(
     show_default=True,
     help="Inner product of the vectors as they are, or of the vectors scaled to length 1.",
 )
+DIRECTION = click.option(
+    "--direction",
+    type=click.Choice(["i2t", "t2i", "both", "i2i", "t2t"]),
+    default="both",
+    show_default=True,
+    help="i2t: texts for every image; t2i: images for every text; both: these two from one pass; i2i, t2t: a side "
+    "with itself.",
+)
+MEMORY = click.option("--memory", help="What the search may take, as 8G or 500M. [default: half of what is free]")
 THREADS = click.option("--threads", type=click.IntRange(min=1), help="Threads to use. [default: all cores]")
 
 
