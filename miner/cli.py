@@ -7,8 +7,11 @@ import click
 from miner import __version__
 from miner.artifacts.command import CommandGroup
 from miner.commands.build_index import build_index
+from miner.commands.calibrate import calibrate
 from miner.commands.check import check
+from miner.commands.diff import diff
 from miner.commands.export import export
+from miner.commands.filter import filter_candidates
 from miner.commands.mine import mine
 from miner.commands.plan import plan
 
@@ -38,5 +41,5 @@ def main() -> None:
     """
 
 
-for command in (build_index, mine, plan, check, export):
+for command in (build_index, mine, plan, filter_candidates, calibrate, check, diff, export):
     main.add_command(command)

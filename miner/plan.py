@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from miner import exhaustive
-from miner.artifacts.errors import BadInput
+from miner.artifacts.errors import BadInput, Retryable
 from miner.artifacts.pairs import Direction, Pairs, Side, Within, sides
 from miner.matrix import Grid, grid_for, ordered, reach
 from miner.memory import readable
@@ -117,14 +117,14 @@ def plan(
 
 
 def check_fits(planned: Plan, out: Path, memory: int) -> None:
-    """Raise BadInput where there is less memory (bytes) or disk than a search needs."""
+    """Raise Retryable where there is less disk than a search needs, BadInput where there is less memory (bytes)."""
     place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     state = os.statvfs(place)
     free = state.f_bavail * state.f_frsize
     if planned.disk > free:
-        raise BadInput(
+        raise Retryable(
             f"{out}: the search would write about {readable(planned.disk)}, but {readable(free)} are free there; "
-            "choose another --out, a smaller --k, or one direction at a time."
+            "make room, or choose another --out, a smaller --k, or one direction at a time."
         )
     if planned.memory > memory:
         raise BadInput(

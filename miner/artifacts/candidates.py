@@ -3,7 +3,8 @@
     candidates.npy        int32 (anchors, num_candidates), nearest first: positions in the gallery's id order, -1 beyond
                           what exists
     scores.npy            float32, the same shape; nan where there is no candidate
-    lowest_positive.npy   float32 (anchors,), the lowest similarity of the anchor to one of its own positives
+    lowest_positive.npy   float32 (anchors,), the lowest similarity of the anchor to one of its own positives; nan where
+                          it has none (i2i, t2t)
 
 Anchors are in id order. An anchor's own positives are never among its candidates.
 """
@@ -21,7 +22,7 @@ import numpy.typing as npt
 from miner.artifacts.errors import BadInput
 from miner.artifacts.manifest import Artifact, Draft, FileRecord, open_artifact
 from miner.artifacts.negatives import NegativeBlock
-from miner.artifacts.pairs import Direction, Pairs, sides
+from miner.artifacts.pairs import Direction, Pairs, Within, sides
 
 __all__ = ["CANDIDATES", "Candidates", "write_candidates"]
 
@@ -33,13 +34,14 @@ def write_candidates(
     draft: Draft,
     blocks: Iterable[NegativeBlock],
     pairs: Pairs,
-    direction: Direction,
+    direction: Direction | Within,
     num_candidates: int,
     provenance: Mapping[str, Any],
 ) -> Iterator[NegativeBlock]:
     """Pass the blocks on, and commit them as an artifact after the last: memory is bounded by a block.
 
-    `blocks` cover every anchor once, in id order, `num_candidates` wide. Raises BadInput when they do not.
+    `blocks` cover every anchor once, in id order, `num_candidates` wide. Raises BadInput when they do not, and for a
+    candidate whose score is not a finite number.
     """
     anchors, gallery = sides(direction)
     order = pairs.order(anchors)
@@ -57,6 +59,10 @@ def write_candidates(
                     raise BadInput(
                         f"candidates: the blocks must cover every {anchors} once, in id order, {num_candidates} wide; "
                         f"they do not from anchor {done} on."
+                    )
+                if not np.isfinite(block.scores[block.negatives >= 0]).all():
+                    raise BadInput(
+                        f"candidates: a score from {anchors} {done} on is not a finite number; search again."
                     )
                 done += len(block)
                 found = np.where(block.negatives >= 0, place[block.negatives], -1)
@@ -86,7 +92,7 @@ class Candidates:
     """The artifact, memory-mapped; see the module. `order` (anchors,) and `gallery_order` give rows of the Pairs it was
     opened with by position in id order."""
 
-    direction: Direction
+    direction: Direction | Within
     num_candidates: int
     positions: npt.NDArray[np.int32]
     scores: npt.NDArray[np.float32]

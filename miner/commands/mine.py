@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from miner.commands.build_index import fresh_index, index_draft
+from miner.commands.filter import RULES, Filtering, Rules, filter_direction
 from miner.commands.shown import DIRECTION, FOLDER, MEMORY, METRIC, OUT, THREADS, chosen, progress, summary
 
 if TYPE_CHECKING:
+    from miner.artifacts.candidates import Candidates
     from miner.artifacts.manifest import Draft
     from miner.artifacts.negatives import NegativeBlock
     from miner.artifacts.pairs import Direction, Side, Within
@@ -22,11 +24,27 @@ if TYPE_CHECKING:
 __all__ = ["mine"]
 
 
-@click.command()
+@click.command(cls=Rules)
 @FOLDER
 @OUT
 @click.option("--k", type=click.IntRange(min=1), default=50, show_default=True, help="Negatives per anchor.")
 @DIRECTION
+@RULES
+@click.option(
+    "--num-candidates",
+    type=click.IntRange(min=1),
+    help="Search so many per anchor for rules to choose from, and keep them in OUT/candidates, for `miner filter` to "
+    "choose again. [default: twice --k where there is a rule]",
+)
+@click.option(
+    "--max-candidates",
+    type=click.IntRange(min=1),
+    help="Search no deeper for an anchor that rules leave with fewer than k. [default: 16 times the candidates]",
+)
+@click.option("--texts", type=click.Path(path_type=Path), help="Table of id and text, for rules that look at texts.")
+@click.option(
+    "--images", type=click.Path(path_type=Path), help="Table of id and path, for rules that look at pictures."
+)
 @click.option("--index", "index_folder", type=click.Path(path_type=Path), help="What `miner build-index` wrote.")
 @METRIC
 @THREADS
@@ -36,6 +54,11 @@ def mine(
     out: Path,
     k: int,
     direction: str,
+    said: tuple[str, ...],
+    num_candidates: int | None,
+    max_candidates: int | None,
+    texts: Path | None,
+    images: Path | None,
     index_folder: Path | None,
     metric: str,
     threads: int | None,
@@ -47,20 +70,27 @@ def mine(
     Examples:
         miner mine vectors/ --k 50 --direction i2t --out tables/
         miner mine vectors/ --k 300 --metric cosine --out tables/
+        miner mine vectors/ --k 50 --rule default --out tables/
+        miner mine vectors/ --k 50 --rule same-text --rule relative-margin:margin=0.05 \\
+            --texts captions.csv --out tables/
 
-    A positive is never among them (for i2i, nor is an image that shares a text with the anchor). An anchor that has
-    fewer than k others gets what there is, and is listed with the reason in shortfalls.parquet.
+    A positive is never among them (for i2i, nor is an image that shares a text with the anchor). Rules drop more, each
+    candidate with its reason in dropped.parquet, and the search goes deeper for who is left with fewer than k. An
+    anchor that has fewer than k still gets what there is, and is listed with the reason in shortfalls.parquet.
 
     What does not fit into memory is searched in shards. Stopped at any moment, the same command goes on at the shard.
     """
+    from miner.artifacts.errors import BadInput
     from miner.artifacts.lock import hold
-    from miner.artifacts.negatives import write_negatives
+    from miner.filters import chosen as rules_of
     from miner.folder import open_folder
     from miner.index._faiss import set_threads
-    from miner.matrix import forget
     from miner.memory import parse_size
     from miner.mine import check_k
 
+    rules = rules_of(said)
+    if max_candidates and not (rules or num_candidates):
+        raise BadInput("--max-candidates bounds how deep rules are searched for; give a --rule too, or leave it out.")
     budget = parse_size(memory) if memory else None
     opened = open_folder(folder)
     if metric == "ip" and not opened.unit_length():
@@ -68,40 +98,122 @@ def mine(
     directions = cast("list[Direction | Within]", chosen(direction, "i2t", "t2i"))
     for each in directions:
         check_k(opened.pairs, each, k)
+    if num_candidates is not None and num_candidates < k:
+        raise BadInput(f"--num-candidates {num_candidates} are fewer than the {k} negatives wanted; give at least {k}.")
     threads = set_threads(threads)
     click.get_current_context().with_resource(hold(out))
-    drafts = {each: _table_draft(out, opened, each, k, metric) for each in directions}
-    shards = {each: replace(drafts[each], prefix=f".search/{each}", kind="search") for each in directions}
+    search = _Search(opened, out, metric, index_folder, threads, budget)
+    if not rules and num_candidates is None:
+        search.tables(directions, k)
+        return
+    wanted = list(directions)
+    if any(rule.opposite for rule in rules):
+        from miner.filters.agreement import opposite
+
+        wanted = list(dict.fromkeys([*directions, *map(opposite, directions)]))
+    candidates = search.candidates(wanted, num_candidates or 2 * k)
+    filtering = Filtering(opened, candidates, rules, k, max_candidates, True, texts, images, threads)
     for each in directions:
-        for draft in (drafts[each], shards[each]):
+        filter_direction(out, filtering, each)
+    click.echo(
+        f"choose again by other rules: miner filter {folder} --candidates {out / 'candidates'} --rule ... --out ..."
+    )
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What is searched, how, and where the results go."""
+
+    opened: Folder
+    out: Path
+    metric: str
+    index_folder: Path | None
+    threads: int
+    memory: int | None
+
+    def tables(self, directions: list[Direction | Within], k: int) -> None:
+        """Negative tables, one per direction."""
+        from miner.artifacts.negatives import NEGATIVES, write_negatives
+
+        drafts = {each: self._draft(each, NEGATIVES, each, {"k": k}) for each in directions}
+        for each, blocks in self._left(drafts, k):
+            provenance = {"round": None, "metric": self.metric, "index": "flat", "checkpoint": self.opened.checkpoint}
+            summary(each, write_negatives(drafts[each], blocks, self.opened.pairs, each, k, provenance))
+        for each, draft in drafts.items():
+            _forget(draft, each)
+
+    def candidates(self, directions: list[Direction | Within], wanted: int) -> dict[Direction | Within, Candidates]:
+        """Candidates, one artifact per direction; as many as there can be, where fewer than `wanted` exist."""
+        from miner.artifacts.candidates import CANDIDATES, Candidates, write_candidates
+        from miner.artifacts.pairs import sides
+
+        number = min([wanted, *(len(self.opened.pairs.ids(sides(each)[1])) for each in directions)])
+        drafts = {
+            each: self._draft(f"candidates/{each}", CANDIDATES, each, {"num_candidates": number}) for each in directions
+        }
+        for each, blocks in self._left(drafts, number):
+            provenance = {
+                "round": None,
+                "metric": self.metric,
+                "index": "flat",
+                "checkpoint": self.opened.checkpoint,
+                "vectors": self.opened.fingerprints,
+            }
+            for _ in write_candidates(drafts[each], blocks, self.opened.pairs, each, number, provenance):
+                pass
+        found = {}
+        for each, draft in drafts.items():
+            _forget(draft, each)
+            artifact = draft.committed()
+            assert artifact is not None
+            found[each] = Candidates.open(artifact, self.opened.pairs)
+        return found
+
+    def _draft(self, prefix: str, kind: str, direction: Direction | Within, wanted: dict[str, int]) -> Draft:
+        from miner.artifacts.manifest import Draft
+        from miner.artifacts.store import LocalStore
+
+        inputs = {
+            "pairs": self.opened.pairs.fingerprint,
+            **self.opened.fingerprints,
+            "direction": direction,
+            **wanted,
+            "metric": self.metric,
+            "index": "flat",
+        }
+        return Draft(LocalStore(self.out), prefix, kind, inputs)
+
+    def _left(
+        self, drafts: Mapping[Direction | Within, Draft], k: int
+    ) -> Iterator[tuple[Direction | Within, Iterator[NegativeBlock]]]:
+        """What is found for the directions that are not there yet."""
+        shards = {each: _shards(draft, each) for each, draft in drafts.items()}
+        left = []
+        for each, draft in drafts.items():
             draft.store.sweep(draft.prefix)
-    done = {each: artifact for each in directions if (artifact := drafts[each].committed()) is not None}
-    for each, artifact in done.items():
-        artifact.verify()
-        click.echo(f"{each}: already done")
-        summary(each, artifact)
-    left = [each for each in directions if each not in done]
-    provenance = {"round": None, "metric": metric, "index": "flat", "checkpoint": opened.checkpoint}
-    for each, blocks in _searches(opened, left, k, metric, index_folder, threads, budget, out, shards):
-        artifact = write_negatives(drafts[each], blocks, opened.pairs, each, k, provenance)
-        forget(shards[each])
-        summary(each, artifact)
+            draft.store.sweep(shards[each].prefix)
+            artifact = draft.committed()
+            if artifact is None:
+                left.append(each)
+                continue
+            artifact.verify()
+            click.echo(f"{each}: already {'done' if draft.kind == 'negatives' else 'searched'}")
+            if draft.kind == "negatives":
+                summary(each, artifact)
+        yield from _searches(
+            self.opened, left, k, self.metric, self.index_folder, self.threads, self.memory, self.out, shards
+        )
 
 
-def _table_draft(out: Path, opened: Folder, direction: Direction | Within, k: int, metric: str) -> Draft:
-    from miner.artifacts.manifest import Draft
-    from miner.artifacts.negatives import NEGATIVES
-    from miner.artifacts.store import LocalStore
+def _shards(draft: Draft, direction: Direction | Within) -> Draft:
+    """Where the shards of a search are kept until its result is written."""
+    return replace(draft, prefix=f".search/{direction}", kind="search")
 
-    inputs = {
-        "pairs": opened.pairs.fingerprint,
-        **opened.fingerprints,
-        "direction": direction,
-        "k": k,
-        "metric": metric,
-        "index": "flat",
-    }
-    return Draft(LocalStore(out), direction, NEGATIVES, inputs)
+
+def _forget(draft: Draft, direction: Direction | Within) -> None:
+    from miner.matrix import forget
+
+    forget(_shards(draft, direction))
 
 
 def _searches(
@@ -117,7 +229,7 @@ def _searches(
 ) -> Iterator[tuple[Direction | Within, Iterator[NegativeBlock]]]:
     """Each direction with its negatives: from one pass for all of them, or with an index one search each."""
     from miner.artifacts.pairs import sides
-    from miner.index._faiss import num_gpus
+    from miner.index._faiss import MAX_GPU_DEPTH, num_gpus
     from miner.matrix import mine_exhaustively
     from miner.memory import available
     from miner.mine import mine
@@ -126,8 +238,10 @@ def _searches(
     if not directions:
         return
     vectors: dict[Side, Any] = {"image": opened.vectors("image", metric), "text": opened.vectors("text", metric)}
-    if index_folder is None and num_gpus() == 0:
-        click.echo("comparing " + " and ".join(_compared(opened, directions)) + " on the cpu")
+    too_deep = k > MAX_GPU_DEPTH // 2  # and positives come on top
+    if index_folder is None and (num_gpus() == 0 or too_deep):
+        why = f", as k = {k} is deeper than FAISS looks on a gpu" if num_gpus() else ""
+        click.echo("comparing " + " and ".join(_compared(opened, directions)) + f" on the cpu{why}")
         shown = progress(" and ".join(directions), "items")
         free = available()
         memory = memory or free // 2

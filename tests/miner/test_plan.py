@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from miner.artifacts.errors import BadInput
+from miner.artifacts.errors import BadInput, Retryable
 from miner.cli import main
 from miner.plan import Plan, Stage, check_fits, plan
 
@@ -41,7 +41,7 @@ def test_what_cannot_fit_is_refused(tmp_path):
     check_fits(small, tmp_path / "not" / "yet", 2**22)
     with pytest.raises(BadInput, match=r"take about 2.0 MiB of memory, and there are 1.0 MiB"):
         check_fits(small, tmp_path, 2**20)
-    with pytest.raises(BadInput, match=r"would write about 1024.0 TiB, but .* are free there"):
+    with pytest.raises(Retryable, match=r"would write about 1024.0 TiB, but .* are free there"):
         check_fits(Plan((Stage("search", None, 1, 2**50),), (), 1), tmp_path, 2**20)
 
 
