@@ -177,9 +177,8 @@ def main(items: int, dim: int, k: int, repeats: int, tool: str | None, folder: P
         same = agreement(Path(place) / "sentence_transformers-0", Path(place) / "quintain-0")
     click.echo(f"{items:,} x {items:,} x {dim}, k = {k}, {platform.machine()}, {date.today()}, best of {repeats}")
     for name in TOOLS:
-        click.echo(
-            f"    {name:24} {best[name]:8.2f} s = {best[name] / best['bare']:6.2f} x bare, {memory[name] / 2**20:8.0f} MiB"
-        )
+        held = f"{memory[name] / 2**20:8.0f} MiB"
+        click.echo(f"    {name:24} {best[name]:8.2f} s = {best[name] / best['bare']:6.2f} x bare, {held}")
     faster = best["sentence_transformers"] / best["quintain"]
     less = memory["sentence_transformers"] / max(1, memory["quintain"])
     click.echo(f"quintain: {faster:.2f} times as fast, 1/{less:.1f} of the memory; has {same:.2%} of its negatives")

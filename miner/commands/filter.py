@@ -123,6 +123,8 @@ class Filtering:
 
         candidates = self.candidates[direction]
         self._check_vectors(candidates)
+        # What an approximate index found is not the beginning of a deeper search.
+        exact = candidates.provenance["index"] == "flat"
         return Selection(
             candidates,
             self.opened.pairs,
@@ -131,7 +133,7 @@ class Filtering:
             vectors={"image": self._vectors("image", candidates), "text": self._vectors("text", candidates)},
             opposite=self.candidates.get(opposite(direction)) if any(rule.opposite for rule in self.rules) else None,
             contents=self.contents,
-            deepen=self._deepener(candidates) if self.deepen else None,
+            deepen=self._deepener(candidates) if self.deepen and exact else None,
             max_candidates=self.max_candidates,
             threads=self.threads,
         )

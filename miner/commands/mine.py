@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from miner.commands.build_index import fresh_index, index_draft
+from miner.commands.build_index import fresh_index
 from miner.commands.filter import RULES, Filtering, Rules, filter_direction
 from miner.commands.shown import DIRECTION, FOLDER, MEMORY, METRIC, OUT, THREADS, chosen, progress, summary
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from miner.artifacts.candidates import Candidates
     from miner.artifacts.manifest import Draft
     from miner.artifacts.negatives import NegativeBlock
-    from miner.artifacts.pairs import Direction, Side, Within
+    from miner.artifacts.pairs import Direction, Pairs, Side, Within
     from miner.folder import Folder
     from miner.index import Index
 
@@ -46,6 +46,15 @@ __all__ = ["mine"]
     "--images", type=click.Path(path_type=Path), help="Table of id and path, for rules that look at pictures."
 )
 @click.option("--index", "index_folder", type=click.Path(path_type=Path), help="What `miner build-index` wrote.")
+@click.option(
+    "--recall",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Of an approximate index: look so hard that this share of the exact negatives is found. [default: 0.95, "
+    "unless the next three say how hard]",
+)
+@click.option("--nprobe", type=click.IntRange(min=1), help="Of an IVF index: lists to look into.")
+@click.option("--ef-search", type=click.IntRange(min=1), help="Of an HNSW index: candidates kept on the way.")
+@click.option("--k-factor", type=click.IntRange(min=1), help="Proposals per negative, each scored exactly.")
 @METRIC
 @THREADS
 @MEMORY
@@ -60,6 +69,10 @@ def mine(
     texts: Path | None,
     images: Path | None,
     index_folder: Path | None,
+    recall: float | None,
+    nprobe: int | None,
+    ef_search: int | None,
+    k_factor: int | None,
     metric: str,
     threads: int | None,
     memory: str | None,
@@ -77,6 +90,9 @@ def mine(
     A positive is never among them (for i2i, nor is an image that shares a text with the anchor). Rules drop more, each
     candidate with its reason in dropped.parquet, and the search goes deeper for who is left with fewer than k. An
     anchor that has fewer than k still gets what there is, and is listed with the reason in shortfalls.parquet.
+
+    Every pair is compared, unless --index gives an approximate index: then the recall against an exact search is
+    measured on a sample, and stored in the table.
 
     What does not fit into memory is searched in shards. Stopped at any moment, the same command goes on at the shard.
     """
@@ -102,7 +118,8 @@ def mine(
         raise BadInput(f"--num-candidates {num_candidates} are fewer than the {k} negatives wanted; give at least {k}.")
     threads = set_threads(threads)
     click.get_current_context().with_resource(hold(out))
-    search = _Search(opened, out, metric, index_folder, threads, budget)
+    indexes = _indexes(index_folder, opened, directions, metric, recall, (nprobe, ef_search, k_factor))
+    search = _Search(opened, out, metric, indexes, threads, budget)
     if not rules and num_candidates is None:
         search.tables(directions, k)
         return
@@ -127,7 +144,7 @@ class _Search:
     opened: Folder
     out: Path
     metric: str
-    index_folder: Path | None
+    indexes: Mapping[Side, _Index]
     threads: int
     memory: int | None
 
@@ -136,8 +153,7 @@ class _Search:
         from miner.artifacts.negatives import NEGATIVES, write_negatives
 
         drafts = {each: self._draft(each, NEGATIVES, each, {"k": k}) for each in directions}
-        for each, blocks in self._left(drafts, k):
-            provenance = {"round": None, "metric": self.metric, "index": "flat", "checkpoint": self.opened.checkpoint}
+        for each, blocks, provenance in self._left(drafts, k):
             summary(each, write_negatives(drafts[each], blocks, self.opened.pairs, each, k, provenance))
         for each, draft in drafts.items():
             _forget(draft, each)
@@ -151,14 +167,8 @@ class _Search:
         drafts = {
             each: self._draft(f"candidates/{each}", CANDIDATES, each, {"num_candidates": number}) for each in directions
         }
-        for each, blocks in self._left(drafts, number):
-            provenance = {
-                "round": None,
-                "metric": self.metric,
-                "index": "flat",
-                "checkpoint": self.opened.checkpoint,
-                "vectors": self.opened.fingerprints,
-            }
+        for each, blocks, provenance in self._left(drafts, number):
+            provenance = {**provenance, "vectors": self.opened.fingerprints}
             for _ in write_candidates(drafts[each], blocks, self.opened.pairs, each, number, provenance):
                 pass
         found = {}
@@ -171,8 +181,10 @@ class _Search:
 
     def _draft(self, prefix: str, kind: str, direction: Direction | Within, wanted: dict[str, int]) -> Draft:
         from miner.artifacts.manifest import Draft
+        from miner.artifacts.pairs import sides
         from miner.artifacts.store import LocalStore
 
+        index = self.indexes.get(sides(direction)[1])
         inputs = {
             "pairs": self.opened.pairs.fingerprint,
             **self.opened.fingerprints,
@@ -180,13 +192,14 @@ class _Search:
             **wanted,
             "metric": self.metric,
             "index": "flat",
+            **(index.inputs() if index else {}),
         }
         return Draft(LocalStore(self.out), prefix, kind, inputs)
 
     def _left(
         self, drafts: Mapping[Direction | Within, Draft], k: int
-    ) -> Iterator[tuple[Direction | Within, Iterator[NegativeBlock]]]:
-        """What is found for the directions that are not there yet."""
+    ) -> Iterator[tuple[Direction | Within, Iterator[NegativeBlock], dict[str, Any]]]:
+        """What is found for the directions that are not there yet, and what tables say of how."""
         shards = {each: _shards(draft, each) for each, draft in drafts.items()}
         left = []
         for each, draft in drafts.items():
@@ -200,9 +213,147 @@ class _Search:
             click.echo(f"{each}: already {'done' if draft.kind == 'negatives' else 'searched'}")
             if draft.kind == "negatives":
                 summary(each, artifact)
-        yield from _searches(
-            self.opened, left, k, self.metric, self.index_folder, self.threads, self.memory, self.out, shards
+        if left:
+            yield from self._searches(left, k, shards)
+
+    def _searches(
+        self, directions: list[Direction | Within], k: int, shards: Mapping[Direction | Within, Draft]
+    ) -> Iterator[tuple[Direction | Within, Iterator[NegativeBlock], dict[str, Any]]]:
+        """Each direction with its negatives: from one pass for all of them, or with an index one search each."""
+        from miner.artifacts.pairs import sides
+        from miner.index._faiss import MAX_GPU_DEPTH, num_gpus
+        from miner.matrix import mine_exhaustively
+        from miner.memory import available
+        from miner.mine import mine
+        from miner.plan import check_fits, plan
+
+        pairs, threads = self.opened.pairs, self.threads
+        vectors: dict[Side, Any] = {side: self.opened.vectors(side, self.metric) for side in ("image", "text")}
+        about = {"round": None, "metric": self.metric, "index": "flat", "checkpoint": self.opened.checkpoint}
+        too_deep = k > MAX_GPU_DEPTH // 2  # and positives come on top
+        if not self.indexes and (num_gpus() == 0 or too_deep):
+            why = f", as k = {k} is deeper than FAISS looks on a gpu" if num_gpus() else ""
+            click.echo("comparing " + " and ".join(_compared(self.opened, directions)) + f" on the cpu{why}")
+            free = available()
+            memory = self.memory or free // 2
+            check_fits(plan(vectors, pairs, directions, k, memory, threads, timed=False), self.out, free)
+            found = mine_exhaustively(
+                vectors,
+                pairs,
+                directions,
+                k,
+                threads=threads,
+                memory=memory,
+                drafts=shards,
+                progress=progress(" and ".join(directions), "items"),
+            )
+            for each, blocks in found:
+                yield each, blocks, about
+            return
+        for each in directions:
+            anchors, gallery = sides(each)
+            shown = progress(each, "anchors")
+            chosen = self.indexes.get(gallery)
+            index = chosen.load() if chosen else fresh_index(self.opened, gallery, self.metric)
+            if chosen and chosen.approximate:
+                blocks, found_by = chosen.search(
+                    index, vectors[anchors], vectors[gallery], pairs, each, k, threads, shown
+                )
+                yield each, blocks, {**about, **found_by}
+            else:
+                exact = mine(vectors[anchors], index, vectors[gallery], pairs, each, k, threads=threads, progress=shown)
+                yield each, exact, about
+
+
+@dataclass(frozen=True)
+class _Index:
+    """A stored index of one side, and how hard it is to look where it is approximate."""
+
+    folder: Path
+    side: Side
+    fingerprint: str
+    approximate: bool
+    recall: float | None
+    settings: tuple[int | None, int | None, int | None]
+
+    def inputs(self) -> dict[str, Any]:
+        """What of it determines a table: nothing, when it is exact."""
+        if not self.approximate:
+            return {}
+        return {"index": self.fingerprint, "recall": self.recall, "search": list(self.settings)}
+
+    def load(self) -> Index:
+        from miner.artifacts.manifest import open_artifact
+        from miner.index import INDEX, load
+
+        index = load(open_artifact(self.folder / self.side, INDEX))
+        where = f" ({index.note})" if index.note else ""
+        click.echo(f"searching {self.side}s with the index {self.folder / self.side} on the {index.device}{where}")
+        return index
+
+    def search(
+        self,
+        index: Any,
+        vectors: Any,
+        gallery: Any,
+        pairs: Pairs,
+        direction: Direction | Within,
+        k: int,
+        threads: int,
+        shown: Any,
+    ) -> tuple[Iterator[NegativeBlock], dict[str, Any]]:
+        """The negatives, and what a table says of how they were found."""
+        from miner.approximate import Miner
+        from miner.index import SearchSettings
+        from miner.tuning import prepare
+
+        given = SearchSettings(*self.settings) if any(self.settings) else None
+        miner = Miner(index, gallery, pairs, direction, k, given, threads=threads)
+        found_by, sentence = prepare(miner, vectors, self.recall)
+        click.echo(sentence)
+        return miner.blocks(vectors, progress=shown), {"index": "factory", **found_by}
+
+
+def _indexes(
+    folder: Path | None,
+    opened: Folder,
+    directions: list[Direction | Within],
+    metric: str,
+    recall: float | None,
+    settings: tuple[int | None, int | None, int | None],
+) -> dict[Side, _Index]:
+    """The indexes that are searched, by side, where there is a folder of them. Raises BadInput for one of other vectors
+    or another metric, and for settings that no index is there to take."""
+    from miner.artifacts.errors import BadInput
+    from miner.artifacts.manifest import open_artifact
+    from miner.artifacts.pairs import sides
+    from miner.index import INDEX
+
+    how = [name for name, value in zip(("--nprobe", "--ef-search", "--k-factor"), settings, strict=True) if value]
+    if recall is not None and how:
+        raise BadInput(f"--recall chooses how hard the index looks, and {how[0]} says so too; give one of them.")
+    found: dict[Side, _Index] = {}
+    for side in dict.fromkeys(sides(direction)[1] for direction in directions) if folder else ():
+        assert folder is not None
+        artifact = open_artifact(folder / side, INDEX)
+        asked = {"side": side, "metric": metric, "vectors": opened.fingerprints[side]}
+        if {name: artifact.manifest.inputs.get(name) for name in asked} != asked:
+            raise BadInput(
+                f"{folder / side}: this index was built from other vectors or another metric than asked for now "
+                f"({metric}); build it again into another folder."
+            )
+        approximate = artifact.manifest.inputs["kind"] != "flat"
+        wanted = None if not approximate or how else recall or 0.95
+        found[side] = _Index(
+            folder, side, artifact.manifest.fingerprint, approximate, wanted, settings if approximate else (None,) * 3
         )
+    if (recall is not None or how) and not any(each.approximate for each in found.values()):
+        said = "--recall" if recall is not None else how[0]
+        raise BadInput(
+            f"{said} is for approximate indexes, and this search is exact; leave it out, or give --index one that was "
+            "built with --factory."
+        )
+    return found
 
 
 def _shards(draft: Draft, direction: Direction | Within) -> Draft:
@@ -216,54 +367,6 @@ def _forget(draft: Draft, direction: Direction | Within) -> None:
     forget(_shards(draft, direction))
 
 
-def _searches(
-    opened: Folder,
-    directions: list[Direction | Within],
-    k: int,
-    metric: str,
-    index_folder: Path | None,
-    threads: int,
-    memory: int | None,
-    out: Path,
-    shards: Mapping[Direction | Within, Draft],
-) -> Iterator[tuple[Direction | Within, Iterator[NegativeBlock]]]:
-    """Each direction with its negatives: from one pass for all of them, or with an index one search each."""
-    from miner.artifacts.pairs import sides
-    from miner.index._faiss import MAX_GPU_DEPTH, num_gpus
-    from miner.matrix import mine_exhaustively
-    from miner.memory import available
-    from miner.mine import mine
-    from miner.plan import check_fits, plan
-
-    if not directions:
-        return
-    vectors: dict[Side, Any] = {"image": opened.vectors("image", metric), "text": opened.vectors("text", metric)}
-    too_deep = k > MAX_GPU_DEPTH // 2  # and positives come on top
-    if index_folder is None and (num_gpus() == 0 or too_deep):
-        why = f", as k = {k} is deeper than FAISS looks on a gpu" if num_gpus() else ""
-        click.echo("comparing " + " and ".join(_compared(opened, directions)) + f" on the cpu{why}")
-        shown = progress(" and ".join(directions), "items")
-        free = available()
-        memory = memory or free // 2
-        check_fits(plan(vectors, opened.pairs, directions, k, memory, threads, timed=False), out, free)
-        yield from mine_exhaustively(
-            vectors, opened.pairs, directions, k, threads=threads, memory=memory, drafts=shards, progress=shown
-        )
-        return
-    for each in directions:
-        anchors, gallery = sides(each)
-        index = (
-            _stored_index(index_folder, opened, gallery, metric)
-            if index_folder
-            else fresh_index(opened, gallery, metric)
-        )
-        shown = progress(each, "anchors")
-        yield (
-            each,
-            mine(vectors[anchors], index, vectors[gallery], opened.pairs, each, k, threads=threads, progress=shown),
-        )
-
-
 def _compared(opened: Folder, directions: list[Direction | Within]) -> list[str]:
     """What is compared with what, each once."""
     from miner.artifacts.pairs import sides
@@ -271,19 +374,3 @@ def _compared(opened: Folder, directions: list[Direction | Within]) -> list[str]
     named = {side: f"{len(opened.pairs.ids(side))} {side}s" for direction in directions for side in sides(direction)}
     passes = dict.fromkeys(tuple(sorted(sides(direction))) for direction in directions)
     return [f"{named[one]} with {named[other] if one != other else 'each other'}" for one, other in passes]
-
-
-def _stored_index(folder: Path, opened: Folder, side: Side, metric: str) -> Index:
-    from miner.artifacts.errors import BadInput
-    from miner.artifacts.manifest import open_artifact
-    from miner.index import INDEX, load
-
-    artifact = open_artifact(folder / side, INDEX)
-    if artifact.manifest.inputs != index_draft(folder, opened, side, metric).inputs:
-        raise BadInput(
-            f"{folder / side}: this index was built from other vectors or another metric than asked for now "
-            f"({metric}); build it again into another folder."
-        )
-    index = load(artifact)
-    click.echo(f"searching {side}s with the {index.kind} index {folder / side} on the {index.device}")
-    return index

@@ -1,6 +1,9 @@
-"""Indexes over the vectors of one side. A kind is one file here: `Config`, `build(vectors, config)`, `loads(bytes)`.
+"""Indexes over the vectors of one side. A kind is one file here: `Config`, `build(vectors, config)`, `read(path,
+about)`.
 
-An index is an artifact of kind "index" with one file, `index.bin`, and is loaded from verified bytes only.
+An index is an artifact of kind "index" with one file, `index.bin`, and is read from a verified file only. How it is
+built and how it is searched are settings apart: `Config` is part of what the artifact was made from, `SearchSettings`
+of what a table was.
 """
 
 from __future__ import annotations
@@ -8,6 +11,8 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -17,7 +22,7 @@ import numpy.typing as npt
 from miner.artifacts.errors import BadInput
 from miner.artifacts.manifest import Artifact, Draft
 
-__all__ = ["INDEX", "Index", "build", "kinds", "load", "save"]
+__all__ = ["INDEX", "Approximate", "Index", "SearchSettings", "build", "kinds", "load", "save"]
 
 INDEX = "index"
 
@@ -32,6 +37,8 @@ class Index(Protocol):
     dim: int
     device: str
     """`cpu` or `gpu`."""
+    note: str
+    """Why it is not searched on the GPU, where one would expect it."""
     exact: bool
     """Whether the `depth` best by float32 inner product are always found."""
     max_depth: int
@@ -42,6 +49,11 @@ class Index(Protocol):
         """The largest Euclidean norm of a vector."""
         ...
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the manifest says beside kind, rows and dim; the module's `read` is given it back."""
+        ...
+
     def search(
         self, queries: npt.NDArray[np.float32], depth: int
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
@@ -49,6 +61,47 @@ class Index(Protocol):
         ...
 
     def dumps(self) -> bytes: ...
+
+    def write(self, path: Path) -> None:
+        """The same bytes into a file."""
+        ...
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How hard an approximate index looks; None is left to the index. Which of them an index has, its `knobs` say."""
+
+    nprobe: int | None = None
+    """Lists looked into, of those an IVF index has."""
+    ef_search: int | None = None
+    """Candidates kept while an HNSW graph is walked."""
+    k_factor: int | None = None
+    """Proposals per negative wanted, to be scored exactly, where the index holds vectors with a loss."""
+
+    def chosen(self) -> dict[str, int]:
+        """Those that are set, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+class Approximate(Index, Protocol):
+    """An index that may miss what is there, and can be told to look harder."""
+
+    factory: str
+    """FAISS's name for how it is built."""
+    knobs: Mapping[str, int]
+    """The settings it has, by name: the largest value that makes sense."""
+    settings: SearchSettings
+    """How it searches now; what is not a knob is None."""
+    refines: bool
+    """Whether it holds the vectors without a loss as well, and ranks by them."""
+
+    def set(self, settings: SearchSettings) -> None:
+        """Search like this from now on. Raises BadInput for a setting it does not have, or a value out of range."""
+        ...
+
+    def compared(self, settings: SearchSettings, depth: int) -> float:
+        """About how many bytes a query reads: what one choice of settings costs beside another."""
+        ...
 
 
 def kinds() -> list[str]:
@@ -68,16 +121,23 @@ def build(kind: str, vectors: npt.NDArray[np.floating[Any]], settings: Mapping[s
 
 
 def save(draft: Draft, index: Index, meta: Mapping[str, Any]) -> Artifact:
-    """Write and commit."""
-    files = {"index.bin": draft.add("index.bin", index.dumps(), index.size)}
-    return draft.commit(files, {**meta, "kind": index.kind, "rows": index.size, "dim": index.dim})
+    """Write and commit; memory holds the index once."""
+    source = draft.scratch()
+    try:
+        index.write(source)
+        files = {"index.bin": draft.adopt("index.bin", source, index.size)}
+    finally:
+        source.unlink(missing_ok=True)
+    return draft.commit(files, {**meta, **index.about, "kind": index.kind, "rows": index.size, "dim": index.dim})
 
 
 def load(artifact: Artifact) -> Index:
-    """Load from verified bytes. Raises DamagedArtifact; BadInput for an artifact of another kind."""
+    """Read a file that was hashed and found to be the one committed. Raises DamagedArtifact; BadInput for an artifact
+    of another kind."""
     if artifact.manifest.kind != INDEX:
         raise BadInput(f"{artifact.where}: this is a {artifact.manifest.kind!r} artifact, not an index.")
-    loaded: Index = _module(str(artifact.manifest.meta["kind"])).loads(artifact.read("index.bin"))
+    meta = artifact.manifest.meta
+    loaded: Index = _module(str(meta["kind"])).read(artifact.path("index.bin"), meta)
     return loaded
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from miner.artifacts.errors import BadInput
 
-__all__ = ["MAX_GPU_DEPTH", "faiss", "num_gpus", "set_threads"]
+__all__ = ["MAX_GPU_DEPTH", "Placed", "faiss", "num_gpus", "placed", "said", "set_threads", "version", "write"]
 
-# Of k on a GPU: https://github.com/facebookresearch/faiss/wiki/Faiss-on-the-GPU
+# Of k and of nprobe on a GPU: https://github.com/facebookresearch/faiss/wiki/Faiss-on-the-GPU
 MAX_GPU_DEPTH = 2048
+
+_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def faiss() -> Any:
@@ -30,6 +35,11 @@ def faiss() -> Any:
     return found
 
 
+def version() -> str:
+    """Of the faiss that is installed."""
+    return str(faiss().__version__)
+
+
 def num_gpus() -> int:
     """GPUs this faiss can use. The only safe gate: without a driver the GPU wheel aborts the process, not raises."""
     module = faiss()
@@ -44,3 +54,63 @@ def set_threads(threads: int | None) -> int:
             raise BadInput(f"threads = {threads}; give at least 1.")
         module.omp_set_num_threads(threads)
     return int(module.omp_get_max_threads())
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An index where it is searched: `device` is cpu or gpu; `note` says why it is not the GPU, empty where nobody
+    would expect one."""
+
+    index: Any
+    device: str
+    note: str = ""
+    resources: Any = None  # must live as long as the index
+
+
+def placed(index: Any) -> Placed:
+    """The index on the first GPU, or where there is none, or none that can search it, on the CPU as it is."""
+    if num_gpus() == 0:
+        note = "this faiss sees no GPU, though the machine has one: install quintain[gpu]" if _DRIVER.exists() else ""
+        return Placed(index, "cpu", note)
+    module = faiss()
+    resources = module.StandardGpuResources()
+    try:
+        copied = module.index_cpu_to_gpu(resources, 0, index)
+    except RuntimeError as refused:
+        return Placed(index, "cpu", f"not on the GPU: {said(refused)}")
+    inner = module.downcast_index(copied)
+    while hasattr(inner, "index") and not type(inner).__name__.startswith("Gpu"):
+        inner = module.downcast_index(inner.index)
+    if not type(inner).__name__.startswith("Gpu"):
+        return Placed(index, "cpu", f"not on the GPU: faiss has no {type(inner).__name__} for one")
+    return Placed(copied, "gpu", "", resources)
+
+
+def said(error: BaseException) -> str:
+    """What an exception of faiss says, without where in its source it says so."""
+    text = " ".join(str(error).split())
+    text = re.sub(r"^.*? at \S+\.(?:cpp|h|cu|cuh):\d+: ", "", text)
+    text = re.sub(r"^Error: '.*' failed: ?", "", text)
+    text = re.sub(r"^C\+\+ exception ", "", text)
+    return text.strip().rstrip(".") or type(error).__name__
+
+
+def write(index: Any, path: Path) -> None:
+    """Write to a file. Raises OSError with its errno, which faiss's own writer does not tell."""
+    failed: list[OSError] = []
+    with open(path, "wb") as file:
+
+        def take(data: bytes) -> None:
+            try:
+                file.write(data)
+            except OSError as error:
+                failed.append(error)
+                raise
+
+        try:
+            faiss().write_index(index, faiss().PyCallbackIOWriter(take, 1 << 20))
+            file.flush()
+        except Exception:
+            if failed:
+                raise failed[0] from None
+            raise
