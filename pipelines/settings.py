@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from miner.artifacts.errors import BadInput
 from trainer import registry
@@ -80,6 +80,9 @@ class EncodeConfig(BaseModel):
 class MineConfig(BaseModel):
     """`k` negatives are kept per anchor; `shard_anchors` anchors make one task.
 
+    `rules` drop candidates, as `miner mine --rule` takes them: ["default"]. They choose from `num_candidates` per
+    anchor [default: 2 k], and the search goes deeper for an anchor that is left with fewer than k.
+
     For a cross-attention model, `num_candidates` [default: 4 k, and 200 at least] are searched with its pooled vectors
     and ranked by its own score; for `recall_sample` anchors everything is scored, to tell what that search missed. The
     table holds that figure, so another sample is another table.
@@ -91,10 +94,27 @@ class MineConfig(BaseModel):
     shard_anchors: int = Field(default=1024, ge=1)
     num_candidates: int | None = Field(default=None, ge=1)
     recall_sample: int = Field(default=100, ge=1)
+    rules: tuple[str, ...] = ()
 
-    def candidates(self, gallery: int) -> int:
-        """How many candidates the first stage of a two-stage search finds in a gallery of this size."""
-        return min(self.num_candidates or max(4 * self.k, 200), gallery)
+    @field_validator("rules")
+    @classmethod
+    def _known(cls, rules: tuple[str, ...]) -> tuple[str, ...]:
+        if not rules:
+            return rules
+        from miner.filters import chosen
+
+        for rule in chosen(rules):
+            if rule.opposite or "image" in rule.contents:
+                needs = "the other direction's candidates" if rule.opposite else "pictures"
+                raise ValueError(
+                    f"rule {rule.name} needs {needs}, which a run does not have; leave it to `miner filter`"
+                )
+        return rules
+
+    def candidates(self, gallery: int, two_stage: bool = True) -> int:
+        """How many candidates are searched per anchor in a gallery of this size, for a second stage or for rules."""
+        usual = max(4 * self.k, 200) if two_stage else 2 * self.k
+        return min(self.num_candidates or usual, gallery)
 
 
 class AnalyzeConfig(BaseModel):

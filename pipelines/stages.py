@@ -145,7 +145,10 @@ def _mining(settings: Settings, data: Data, round: int) -> list[Stage]:
     width = int(settings.model.dim) * 4
     two_stage = settings.two_stage
     # What only a two-stage search reads does not make a plain one stale.
-    unread = None if two_stage else {"num_candidates", "recall_sample", "element_dtype"}
+    rules = bool(settings.mine.rules)
+    unread = {"recall_sample", "element_dtype"} if not two_stage else set()
+    unread |= {"num_candidates"} if not (two_stage or rules) else set()
+    unread |= {"rules"} if not rules else set()
     train = {"data": data.fingerprints["train"]}
     encoded = {side: (side, f"r{round}/encode-{side}") for side in get_args(Side)}
     for side in get_args(Side):

@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, get_args
 
@@ -38,6 +39,10 @@ class MineJob:
         self.order = self.pairs.order(self.anchor)
         self.settings, self.two_stage = task.settings.mine, task.settings.two_stage
         self.k = self.settings.k
+        # What the parts find: the negatives, or what rules choose them from.
+        self.width = self.k
+        if self.settings.rules:
+            self.width = max(self.k, self.settings.candidates(len(self.pairs.ids(self.gallery)), self.two_stage))
         self.ranges = shard_ranges(len(self.order), self.settings.shard_anchors)
         self.names = [f"anchors-{index:05d}.npz" for index in range(len(self.ranges))]
         if self.two_stage:
@@ -56,26 +61,56 @@ class MineJob:
             from miner.rescore import rescore
 
             with self._score() as score:
-                block = rescore(block, score, self.pairs, self.direction, self.k)
+                block = rescore(block, score, self.pairs, self.direction, self.width)
         return self.task.draft.add_part(name, _pack(block), stop - start)
 
     def finish(self) -> Artifact:
         for index in range(len(self.names)):
             self.part(index)
-        artifact = write_negatives(
-            self.task.draft, self._blocks(), self.pairs, self.direction, self.k, self._provenance()
-        )
+        if self.settings.rules:
+            artifact = self._selected()
+        else:
+            artifact = write_negatives(
+                self.task.draft, self._blocks(), self.pairs, self.direction, self.k, self._provenance()
+            )
         for name in self.names:
             self.task.draft.drop_part(name, keep_file=False)
         return artifact
 
-    def _search(self, rows: Any) -> NegativeBlock:
-        """What the index finds for some anchors: the negatives, or the candidates of a two-stage search."""
+    def _selected(self) -> Artifact:
+        """The negatives that the rules leave of the candidates, which are gone afterwards."""
+        from miner.artifacts.candidates import CANDIDATES, Candidates, write_candidates
+        from miner.filters import chosen
+        from miner.select import Selection, write_selection
+
+        draft, pairs = self.task.draft, self.pairs
+        place = replace(draft, prefix=f"{draft.prefix}/candidates", kind=CANDIDATES)
+        about = self._provenance()
+        if place.committed() is None:
+            for _ in write_candidates(place, self._blocks(), pairs, self.direction, self.width, about):
+                pass
+        found = place.committed()
+        assert found is not None
+        selection = Selection(
+            Candidates.open(found, pairs),
+            pairs,
+            chosen(self.settings.rules),
+            self.k,
+            vectors={side: _vectors(draft.store, self.task.prefix(side)) for side in (self.anchor, self.gallery)},
+            # A second stage's order is not that of the vectors: what was searched deeper would not begin with it.
+            deepen=None if self.two_stage else self._search,
+        )
+        artifact = write_selection(draft, selection, about)
+        draft.store.remove(place.prefix)
+        return artifact
+
+    def _search(self, rows: Any, depth: int | None = None) -> NegativeBlock:
+        """What the index finds for some anchors: the negatives, or the candidates of rules or a two-stage search."""
         from miner.mine import mine_block
 
         store = self.task.draft.store
         gallery = _vectors(store, self.task.prefix(self.gallery))
-        k = self.settings.candidates(len(gallery)) if self.two_stage else self.k
+        k = depth or (self.settings.candidates(len(gallery)) if self.two_stage else self.width)
         vectors = _vectors(store, self.task.prefix(self.anchor))[rows]
         return mine_block(
             vectors, _index(store, self.task.prefix("index")), gallery, self.pairs, self.direction, k, rows

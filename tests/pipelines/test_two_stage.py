@@ -149,6 +149,26 @@ def test_with_everything_a_candidate_nothing_is_missed(tmp_path: Path, regions: 
         assert set(table.manifest.meta["provenance"]["stage_one"]["recall"].values()) == {1.0}
 
 
+def test_rules_choose_by_the_models_own_score(tmp_path: Path, regions: Path) -> None:
+    """With everything a candidate: the same negatives as without a rule, but for what the rule drops."""
+    everything = {"num_candidates": 1000, "recall_sample": 2}
+    frames = {}
+    for name, mine in (("plain", {"k": 30}), ("ruled", {"k": 7, "rules": ["relative-margin:margin=0.05"]})):
+        (tmp_path / name).mkdir()
+        file = run_file(tmp_path / name, regions, "scan", **everything, **mine)
+        shown = pipelines("run", file, "--run-dir", tmp_path / name / "run")
+        assert shown.exit_code == 0, shown.output
+        frames[name] = pd.read_parquet(only(tmp_path / name / "run", "rounds/001/mine-i2t/*/negatives.parquet"))
+    plain = frames["plain"]
+    kept = plain[plain["score"] <= plain["lowest_positive"] - 0.05 * plain["lowest_positive"].abs()]
+    assert 0 < len(kept) < len(plain)
+    expected = {anchor: rows["negative_id"].tolist()[:7] for anchor, rows in kept.groupby("anchor_id", observed=True)}
+    ruled = {anchor: rows["negative_id"].tolist() for anchor, rows in frames["ruled"].groupby("anchor_id")}
+    enough = [anchor for anchor, rows in expected.items() if len(rows) == 7]
+    assert enough
+    assert {anchor: ruled[anchor] for anchor in enough} == {anchor: expected[anchor] for anchor in enough}
+
+
 def test_elements_lie_beside_the_vectors(finished: Path, truth: tuple[Dataset, np.ndarray]) -> None:
     train, _ = truth
     texts: Artifact = open_artifact(only(finished, "rounds/001/encode-text/*"), "embeddings")
