@@ -24,6 +24,8 @@ __all__ = ["Tuned", "prepare", "tune"]
 
 Vectors = npt.NDArray[np.floating[Any]]
 
+_AS_EXACT = 5  # a fifth of the lists, read one query at a time, takes as long as all vectors in matrix products
+
 
 @dataclass(frozen=True)
 class Tuned:
@@ -90,6 +92,11 @@ def prepare(
         if not tuned.reached:
             asked += " and is not to be had from this index: take one with finer codes or more links, or none"
     search = miner.settings.chosen()
+    if _AS_EXACT * search.get("nprobe", 0) > miner.index.knobs.get("nprobe", 0) > _AS_EXACT:
+        asked += (
+            f"; {search['nprobe']} of {miner.index.knobs['nprobe']} lists are as much work as an exact search: these "
+            "vectors are too alike for an index, mine without one"
+        )
     spoken = " ".join(f"{name}={value}" for name, value in search.items())
     sentence = f"{miner.direction}: {miner.index.factory} {spoken}: {report} against an exact search{asked}"
     return {"factory": miner.index.factory, "search": search, "recall": measured}, sentence

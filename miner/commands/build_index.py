@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from miner.folder import Folder
     from miner.index import Index
 
-__all__ = ["build_index", "fresh_index", "index_draft", "stored_index"]
+__all__ = ["build_index", "fresh_index", "index_draft"]
 
 
 @click.command("build-index")
@@ -152,20 +152,3 @@ def fresh_index(
     if factory == "Flat":
         return build("flat", vectors)
     return build("factory", vectors, {"factory": factory, "train_sample": train_sample, "seed": seed})
-
-
-def stored_index(folder: Path, opened: Folder, side: Side, metric: str) -> tuple[Index, str]:
-    """The index of `side` that `build-index` wrote, whatever its kind, and its fingerprint. Raises BadInput for one of
-    other vectors or another metric."""
-    from miner.artifacts.errors import BadInput
-    from miner.artifacts.manifest import open_artifact
-    from miner.index import INDEX, load
-
-    artifact = open_artifact(folder / side, INDEX)
-    asked = {"side": side, "metric": metric, "vectors": opened.fingerprints[side]}
-    if {name: artifact.manifest.inputs.get(name) for name in asked} != asked:
-        raise BadInput(
-            f"{folder / side}: this index was built from other vectors or another metric than asked for now "
-            f"({metric}); build it again into another folder."
-        )
-    return load(artifact), artifact.manifest.fingerprint

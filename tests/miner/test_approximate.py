@@ -361,6 +361,11 @@ def test_what_is_measured_is_what_the_table_says():
     assert tuned["search"] == miner.settings.chosen()
     assert "0.9 was asked for" in sentence
     assert "not to be had" not in sentence
+    assert "mine without one" not in sentence
+    noise = np.random.default_rng(0).normal(size=(3000, 64)).astype("f4")
+    hopeless = Miner(built(noise, "IVF64,Flat"), noise, pairs, "i2t", 20)
+    _, sentence = prepare(hopeless, noise[::-1], 0.95, size=100)
+    assert "as much work as an exact search" in sentence
     coarse = Miner(built(texts, "PQ2x4fs"), texts, pairs, "i2t", 20)
     _, sentence = prepare(coarse, images, 0.9999, size=100)
     assert "not to be had from this index" in sentence
