@@ -224,6 +224,7 @@ def filter_direction(out: Path, filtering: Filtering, direction: Direction | Wit
     else:
         known = selection.candidates.provenance
         provenance = {name: known.get(name) for name in ("round", "metric", "index", "checkpoint", "vectors")}
+        provenance |= {name: known[name] for name in ("factory", "search", "recall") if name in known}
         if outside := filtering.outside():
             provenance["contents"] = outside
         done = write_selection(draft, selection, provenance, progress(str(direction), "anchors", brief=True))

@@ -64,6 +64,10 @@ def test_with_rules_nothing_is_searched_deeper(given, tmp_path):
     assert "dropped by max_score" in said
     assert "deep\n" not in said
     run("check", tmp_path / "a" / "i2t")
+    about = provenance(tmp_path / "a" / "i2t")
+    assert about["index"] == "factory"
+    assert about["search"]["nprobe"] == 4
+    assert 0 < about["recall"]["recall"]["10"] <= 1  # of the candidates
 
 
 def test_where_it_does_not_apply(given, tmp_path):
