@@ -26,7 +26,7 @@ from miner.calibration import Positives, Source
 from miner.commands.calibrate import calibrate
 from miner.spoken import configured
 
-FLICKR8K = Path("/work/shared/data/flickr8k")
+FLICKR8K = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "flickr8k"
 WIDTH, K = 14, 5
 
 
