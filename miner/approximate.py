@@ -62,9 +62,7 @@ class Miner:
             )
         self.index, self.pairs, self.direction, self.k, self.threads = index, pairs, direction, k, threads
         _, other = sides(direction)
-        place = np.empty(len(gallery), dtype=np.int64)
-        place[pairs.order(other)] = np.arange(len(gallery))
-        self.gallery = Gallery(gallery, place, index.max_norm, threads)
+        self.gallery = Gallery(gallery, pairs.places(other), index.max_norm, threads)
         counts = np.diff(pairs.positives_of(direction)[0])
         # Over all anchors, so that the depth does not depend on the block.
         self._typical, self._most = k + int(np.quantile(counts, 0.9)), k + int(counts.max(initial=0))

@@ -202,7 +202,7 @@ class _Matrix:
         """How many candidates of an anchor are looked for in a part of the gallery: enough for 99 of 100."""
         offsets, positives = self.pairs.positives_of(direction)
         if len(gallery) < len(self.order[sides(direction)[1]]):
-            place = _places(self.order[sides(direction)[1]])[positives]
+            place = self.pairs.places(sides(direction)[1])[positives]
             inside = (place >= gallery.start) & (place < gallery.stop)
             counts = np.diff(np.concatenate([[0], np.cumsum(inside)])[offsets])
         else:
@@ -242,7 +242,7 @@ class _Matrix:
         side, other = sides(direction)
         part = ordered(self.vectors[other], self.order[other][gallery.start : gallery.stop])
         searched = Gallery(part, np.arange(len(gallery)), self.reach[other][0])
-        place = _places(self.order[other])
+        place = self.pairs.places(other)
         k = min(self.k, len(gallery))
 
         def rank(proposal: exhaustive.Proposal) -> tuple[AnyDirection, int, Hits]:
@@ -264,12 +264,6 @@ def _inside(own: Excluded, place: Rows, gallery: range) -> Excluded:
     positions = place[own[1]] - gallery.start
     inside = (positions >= 0) & (positions < len(gallery))
     return np.concatenate([[0], np.cumsum(inside)])[own[0]], positions[inside]
-
-
-def _places(order: Rows) -> Rows:
-    place = np.empty(len(order), dtype=np.int64)
-    place[order] = np.arange(len(order))
-    return place
 
 
 def reach(vectors: Vectors) -> tuple[float, float]:

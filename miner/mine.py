@@ -49,7 +49,7 @@ def mine_block(
     if len(queries) != len(anchor_rows):
         raise BadInput(f"{len(queries)} vectors for {len(anchor_rows)} anchors; give one each.")
     queries = np.ascontiguousarray(queries, dtype=np.float32)
-    searched = Gallery(gallery, _places(pairs.order(other)), index.max_norm, threads)
+    searched = Gallery(gallery, pairs.places(other), index.max_norm, threads)
     own = own_positives(pairs, direction, anchor_rows)
     hits = Searcher(index, searched).top(queries, k, own)
     return anchored(queries, gallery, direction, anchor_rows, own, hits, threads)
@@ -62,12 +62,6 @@ def own_positives(pairs: Pairs, direction: Direction | Within, anchor_rows: Rows
     own = np.zeros(len(anchor_rows) + 1, dtype=np.int64)
     np.cumsum(counts, out=own[1:])
     return own, positives[np.repeat(offsets[anchor_rows] - own[:-1], counts) + np.arange(own[-1])]
-
-
-def _places(order: Rows) -> Rows:
-    place = np.empty(len(order), dtype=np.int64)
-    place[order] = np.arange(len(order))
-    return place
 
 
 def anchored(

@@ -32,7 +32,7 @@ def rescore(block: NegativeBlock, score: Score, pairs: Pairs, direction: Directi
         raise BadInput(f"k = {k} negatives cannot be kept of {num_candidates} candidates; search for more.")
     anchors, gallery = sides(direction)
     offsets, positives = pairs.positives(anchors)
-    place = _places(pairs, direction)
+    place = pairs.places(sides(direction)[1])
     negatives = np.full((len(block), k), -1, dtype=np.int32)
     scores = np.full((len(block), k), np.nan, dtype=np.float32)
     lowest = np.empty(len(block), dtype=np.float32)
@@ -67,7 +67,7 @@ def recall(
     """
     anchors, gallery = sides(direction)
     offsets, positives = pairs.positives(anchors)
-    place = _places(pairs, direction)
+    place = pairs.places(sides(direction)[1])
     order = pairs.order(gallery)
     wanted = sorted({*(n for n in depths if n < k), k})
     shares: list[list[float]] = []
@@ -81,13 +81,6 @@ def recall(
         shares.append([float(there[:n].mean()) for n in wanted])
     means = np.mean(shares, axis=0) if shares else np.full(len(wanted), np.nan)
     return {str(n): round(float(mean), 6) for n, mean in zip(wanted, means, strict=True)}
-
-
-def _places(pairs: Pairs, direction: Direction) -> Rows:
-    order = pairs.order(sides(direction)[1])
-    place = np.empty(len(order), dtype=np.int64)
-    place[order] = np.arange(len(order))
-    return place
 
 
 def _best(rows: Rows, scores: npt.NDArray[np.float32], place: Rows, k: int) -> Rows:

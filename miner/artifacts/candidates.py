@@ -45,7 +45,7 @@ def write_candidates(
     """
     anchors, gallery = sides(direction)
     order = pairs.order(anchors)
-    place = _places(pairs.order(gallery))
+    place = pairs.places(gallery)
     shapes = [(len(order), num_candidates), (len(order), num_candidates), (len(order),)]
     sources = [draft.scratch() for _ in _NAMES]
     done = 0
@@ -142,12 +142,6 @@ class Candidates:
         """All of them, `step` anchors at a time."""
         for start in range(0, len(self), step):
             yield self.block(start, min(start + step, len(self)))
-
-
-def _places(order: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    place = np.empty(len(order), dtype=np.int64)
-    place[order] = np.arange(len(order))
-    return place
 
 
 def _begin(file: BinaryIO, shape: tuple[int, ...], kind: str) -> None:

@@ -107,3 +107,10 @@ class Ids(Sequence[str]):
             keys = {"length": pc.binary_length(digits), "digits": digits, **keys}
         sort = [(key, "ascending") for key in keys]
         return np.asarray(pc.sort_indices(pa.table(keys), sort_keys=sort).to_numpy(), dtype=np.int64)
+
+    @cached_property
+    def places(self) -> Rows:
+        """Where each row stands in that order."""
+        found = np.empty(len(self), dtype=np.int64)
+        found[self.order] = np.arange(len(self))
+        return found

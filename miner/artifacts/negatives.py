@@ -136,10 +136,8 @@ class _Layout:
         self.pa, self.k, self.anchor_side = pa, k, anchors
         self.order = pairs.order(anchors)
         self.anchor_ids = pairs.ids(anchors).take(self.order).arrow
-        gallery_order = pairs.order(gallery)
-        self.gallery_ids = pairs.ids(gallery).take(gallery_order).arrow
-        self.place = np.empty(len(gallery_order), dtype=np.int32)
-        self.place[gallery_order] = np.arange(len(gallery_order), dtype=np.int32)
+        self.gallery_ids = pairs.ids(gallery).take(pairs.order(gallery)).arrow
+        self.place = pairs.places(gallery)
         words = pa.dictionary(pa.int32(), pa.string())
         rank = pa.int16() if k <= 2**15 else pa.int32()
         self.schema = pa.schema(

@@ -162,6 +162,10 @@ class Pairs:
         """Rows of one side sorted by id (see `Ids.order`)."""
         return self.ids(side).order
 
+    def places(self, side: Side) -> Rows:
+        """Where each row of a side stands in that order."""
+        return self.ids(side).places
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the ids, the links and the captions, in row order."""
@@ -171,7 +175,7 @@ class Pairs:
     def unordered_fingerprint(self) -> str:
         """SHA-256 of the same, equal for every order of the rows: a negative table, which names ids, records it."""
         images, texts = self.image_ids.order, self.text_ids.order
-        places = np.stack([np.argsort(images)[self.image_rows], np.argsort(texts)[self.text_rows]])
+        places = np.stack([self.image_ids.places[self.image_rows], self.text_ids.places[self.text_rows]])
         strings: list[Sequence[str]] = [self.image_ids.take(images), self.text_ids.take(texts)]
         strings.append(tuple(self.texts[row] for row in texts) if self.texts else ())
         return _digest(strings, places[:, np.lexsort(places[::-1])])

@@ -250,8 +250,8 @@ def _fitting(artifact: Artifact, pairs: Pairs) -> Pairs:
     bare = Pairs(
         pairs.image_ids.take(images),
         pairs.text_ids.take(texts),
-        np.argsort(images)[pairs.image_rows],
-        np.argsort(texts)[pairs.text_rows],
+        pairs.places("image")[pairs.image_rows],
+        pairs.places("text")[pairs.text_rows],
         name=pairs.name,
     )
     # A table mined from vectors and ids alone knows no captions.

@@ -54,7 +54,7 @@ def prepare(config: Config, context: Context) -> Judge:
             f"rule agreement: within = {config.within}, but {candidates.num_candidates} candidates were searched in "
             f"{back}; ask for no more, or search for more."
         )
-    place_of_anchor, place_of_candidate = (_places(context.pairs.order(side)) for side in sides(context.direction))
+    place_of_anchor, place_of_candidate = (context.pairs.places(side) for side in sides(context.direction))
     nearest = candidates.positions
 
     def judge(block: NegativeBlock, rank: int) -> npt.NDArray[np.bool_]:
@@ -68,9 +68,3 @@ def prepare(config: Config, context: Context) -> Judge:
         return mutual if config.drop == "mutual" else ~mutual
 
     return judge
-
-
-def _places(order: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    place = np.empty(len(order), dtype=np.int64)
-    place[order] = np.arange(len(order))
-    return place
