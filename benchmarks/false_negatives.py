@@ -35,7 +35,7 @@ import numpy.typing as npt
 
 from miner.artifacts.candidates import CANDIDATES, Candidates, write_candidates
 from miner.artifacts.manifest import Draft
-from miner.artifacts.pairs import Direction, Pairs, sides
+from miner.artifacts.pairs import Direction, Pairs, Side, sides
 from miner.artifacts.store import LocalStore
 from miner.filters import DEFAULT, chosen
 from miner.folder import open_folder
@@ -73,7 +73,7 @@ class Task:
     """One model's test set in one direction: `fits` (images, texts) is 1 for a pair that fits, 0 not, -1 not judged."""
 
     pairs: Pairs
-    vectors: dict[str, Array]
+    vectors: dict[Side, Array]
     candidates: dict[str, Candidates]
     fits: Array
     direction: Direction
@@ -162,7 +162,7 @@ def filtered_pool(task: Task, rules: tuple[str, ...], k: int) -> tuple[Pool, Arr
         task.pairs,
         chosen(rules),
         k,
-        vectors=task.vectors,  # type: ignore[arg-type]
+        vectors=task.vectors,
         opposite=task.candidates[opposite],
         deepen=lambda rows, depth: mine_block(anchors[rows], index, gallery, task.pairs, task.direction, depth, rows),
     )
@@ -197,7 +197,8 @@ def equally_hard(raw: Pool, hardness: float, k: int) -> tuple[Array, Array]:
     place = float(np.interp(-hardness, -means, np.arange(steps + 1)))
     low = int(place)
     first, second = (sums(raw.part(start, start + k)) for start in (low, min(low + 1, steps)))
-    return tuple((1 - place + low) * a + (place - low) * b for a, b in zip(first, second, strict=True))  # type: ignore[return-value]
+    fit, seen = ((1 - place + low) * a + (place - low) * b for a, b in zip(first, second, strict=True))
+    return fit, seen
 
 
 def compared(task: Task, raw: Pool, pool: Pool, looked: Array, k: int, draws: int) -> dict[str, Any]:
@@ -245,8 +246,8 @@ def compared(task: Task, raw: Pool, pool: Pool, looked: Array, k: int, draws: in
     }
 
 
-def shown(one: dict[str, float]) -> str:
-    low, high = one["interval"]  # type: ignore[misc]
+def shown(one: dict[str, Any]) -> str:
+    low, high = one["interval"]
     return f"{one['value']:.2f} [{low:.2f}, {high:.2f}]"
 
 

@@ -34,10 +34,11 @@ import numpy as np
 import numpy.typing as npt
 
 from miner.artifacts.negatives import NegativeBlock
-from miner.artifacts.pairs import Pairs
+from miner.artifacts.pairs import Pairs, Side
 from miner.index._faiss import faiss, set_threads
 
 Vectors = npt.NDArray[np.float32]
+SIDES: tuple[Side, Side] = ("image", "text")
 
 
 def vectors_of(images: int, texts: int, dim: int, seed: int = 0) -> tuple[Vectors, Vectors, Pairs]:
@@ -86,6 +87,7 @@ def quintain(image: Vectors, text: Vectors, pairs: Pairs, k: int, threads: int, 
     def float32(rows: Vectors, lengths: Any, columns: Any, max_norm: float, *_: float) -> tiles.Tiles:
         return tiles.Float32(rows, lengths, max_norm)
 
+    # Another function in its place, which mypy takes for a mistake.
     matrix.fastest = float32 if kind == "float32" else chosen  # type: ignore[assignment]
     try:
         both = matrix.mine_exhaustively({"image": image, "text": text}, pairs, ["i2t", "t2i"], k, threads=threads)
@@ -109,8 +111,8 @@ def row_at_a_time(image: Vectors, text: Vectors, pairs: Pairs, k: int, sample: i
 
     sides = torch.from_numpy(image), torch.from_numpy(text)
     seconds = 0.0
-    for side, (queries, gallery) in zip(("image", "text"), (sides, sides[::-1]), strict=True):
-        offsets, rows = pairs.positives(side)  # type: ignore[arg-type]
+    for side, (queries, gallery) in zip(SIDES, (sides, sides[::-1]), strict=True):
+        offsets, rows = pairs.positives(side)
         some = np.random.default_rng(0).choice(len(queries), min(sample, len(queries)), replace=False)
         began = time.perf_counter()
         for row in some.tolist():
@@ -123,8 +125,7 @@ def row_at_a_time(image: Vectors, text: Vectors, pairs: Pairs, k: int, sample: i
 
 def same(block: NegativeBlock, found: Any, pairs: Pairs, direction: str) -> float:
     """Share of anchors for which FAISS's list without the positives is the same."""
-    side = "image" if direction == "i2t" else "text"
-    offsets, own = pairs.positives(side)  # type: ignore[arg-type]
+    offsets, own = pairs.positives(SIDES[direction == "t2i"])
     equal = 0
     for at, row in enumerate(block.anchor_rows.tolist()):
         left = found[row][~np.isin(found[row], own[offsets[row] : offsets[row + 1]])]
@@ -144,7 +145,7 @@ def same(block: NegativeBlock, found: Any, pairs: Pairs, direction: str) -> floa
 def main(images: int, texts: int, dim: int, k: int, threads: int, repeat: int, sample: int, out: Path | None) -> None:
     threads = set_threads(threads or None)
     image, text, pairs = vectors_of(images, texts, dim)
-    most = {side: int(np.diff(pairs.positives(side)[0]).max()) for side in ("image", "text")}  # type: ignore[arg-type]
+    most = {side: int(np.diff(pairs.positives(side)[0]).max()) for side in SIDES}
     depth = {"i2t": min(k + most["image"], texts), "t2i": min(k + most["text"], images)}
     seconds: dict[str, float] = {}
     blocks: dict[str, NegativeBlock] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -62,9 +62,7 @@ class Recomputed:
     name = "scores against the vectors"
     ROUNDING = 1e-3
 
-    def __init__(
-        self, subject: Subject, folder: Folder, metric: Literal["ip", "cosine"], sample: int, seed: int
-    ) -> None:
+    def __init__(self, subject: Subject, folder: Folder, metric: str, sample: int, seed: int) -> None:
         self.subject, self.folder, self.metric = subject, folder, metric
         self.pair_scores = PairScores(folder, metric)
         self.anchor_side, self.gallery_side = subject.sides

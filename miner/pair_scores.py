@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ class PairScores:
     """`scores("image", a, "text", b)` (n,): of image a[i] with text b[i], rows of the folder's pairs."""
 
     folder: Folder
-    metric: Literal["ip", "cosine"]
+    metric: str
 
     def __call__(self, side: Side, rows: Rows, other: Side, other_rows: Rows) -> npt.NDArray[np.float32]:
         found = np.empty(len(rows), dtype=np.float32)

@@ -158,9 +158,11 @@ def _source(path: Path, opened: Folder) -> Source:
 def _across(path: Path, direction: str | None) -> Direction:
     from miner.artifacts.errors import BadInput
 
-    if direction != "i2t" and direction != "t2i":
-        raise BadInput(f"{path}: direction {direction}; positives are pairs of an image and a text: give i2t or t2i.")
-    return direction  # type: ignore[return-value]
+    if direction == "i2t":
+        return "i2t"
+    if direction == "t2i":
+        return "t2i"
+    raise BadInput(f"{path}: direction {direction}; positives are pairs of an image and a text: give i2t or t2i.")
 
 
 def _dense(rows: Rows, opened: Folder, direction: Direction, width: int) -> Iterator[NegativeBlock]:
@@ -198,7 +200,7 @@ def _positives(source: Source, opened: Folder) -> tuple[Any, Any]:
 
     side = sides(source.direction)[0]
     if source.metric in ("ip", "cosine"):
-        found = Positives(*PairScores(opened, source.metric).of_positives(side))  # type: ignore[arg-type]
+        found = Positives(*PairScores(opened, source.metric).of_positives(side))
         return found.lowest(), found
     lowest = np.full(len(opened.pairs.ids(side)), np.nan, dtype=np.float32)
     for block in source.blocks():

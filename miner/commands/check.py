@@ -158,7 +158,7 @@ def _beside(
         raise BadInput(f"{subject.rows.where}: its scores are of metric {said!r}, but --metric {metric} was asked for.")
     used = said or metric or "ip"
     if used in ("ip", "cosine"):
-        checks.append(Recomputed(subject, folder, used, sample, seed))  # type: ignore[arg-type]
+        checks.append(Recomputed(subject, folder, used, sample, seed))
     else:
         left_out.append(f"scores (they are those of the model {used!r}, not of vectors)")
     return checks, findings, left_out

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from miner.commands.shown import DIRECTION, FOLDER, MEMORY, METRIC, THREADS, chosen
 
 if TYPE_CHECKING:
+    from miner.artifacts.pairs import Side
     from miner.plan import Plan
 
 __all__ = ["plan"]
@@ -49,8 +50,8 @@ def plan(
         check_k(opened.pairs, each, k)
     free = available()
     budget = parse_size(memory) if memory else free // 2
-    vectors = {"image": opened.vectors("image", metric), "text": opened.vectors("text", metric)}
-    found = planned(vectors, opened.pairs, directions, k, budget, set_threads(threads))  # type: ignore[arg-type]
+    vectors: dict[Side, Any] = {"image": opened.vectors("image", metric), "text": opened.vectors("text", metric)}
+    found = planned(vectors, opened.pairs, directions, k, budget, set_threads(threads))
     click.echo(json.dumps(_as_json(found), indent=1) if as_json else _as_text(found))
     check_fits(found, out, free)
 

@@ -68,6 +68,13 @@ def summary(direction: str, artifact: Artifact) -> None:
         f"{meta['share_above_lowest_positive']:.1%} of the negatives, and the hardest of "
         f"{meta['share_anchors_above_lowest_positive']:.1%} of the anchors, score above a positive"
     )
+    found = meta["provenance"].get("recall")
+    if found and found["anchors"]:
+        low, high = found["interval"]
+        click.echo(
+            f"    approximate: recall@{found['k']} {found['recall'][str(found['k'])]:.4f} (95% interval {low:.4f} to "
+            f"{high:.4f}, {found['anchors']} anchors) with {meta['provenance']['factory']}"
+        )
     if meta["shortfalls"]:
         click.echo(f"    who has fewer than {meta['k']}, and why: {artifact.where}/shortfalls.parquet")
     click.echo(f"    {where}")

@@ -105,9 +105,10 @@ class Factory:
         if settings.nprobe is not None:
             self._probe(settings.nprobe)
         if settings.ef_search is not None:
-            self._parts.graph.hnsw.efSearch = settings.ef_search  # type: ignore[union-attr]
-        if settings.k_factor is not None and self.refines:
-            self._parts.refine.k_factor = settings.k_factor  # type: ignore[union-attr]
+            assert self._parts.graph is not None
+            self._parts.graph.hnsw.efSearch = settings.ef_search
+        if settings.k_factor is not None and self._parts.refine is not None:
+            self._parts.refine.k_factor = settings.k_factor
 
     def _probe(self, nprobe: int) -> None:
         module = _faiss.faiss()

@@ -46,6 +46,7 @@ def test_recall_is_chosen_measured_and_stored(given, oracle, tmp_path):
         assert np.mean(shares) > 0.85
     again = run("mine", folder, "--k", 5, "--index", tmp_path / "index", "--recall", 0.9, "--out", tmp_path / "a")
     assert again.count("already done") == 2
+    assert again.count("approximate: recall@5 ") == 2
     other = run("mine", folder, "--k", 5, "--index", tmp_path / "index", "--nprobe", 2, "--out", tmp_path / "a", code=3)
     assert "nothing is overwritten" in other
     run("mine", folder, "--k", 5, "--index", tmp_path / "index", "--nprobe", 16, "--out", tmp_path / "b")
