@@ -5,10 +5,11 @@
     python benchmarks/peers.py --items 100000
 
 Both mine 50 negatives of every image and of every text, with scores, none above 95% of the lowest positive. Each is in
-a process of its own, given the vectors as .npy files; its seconds are those of mining, without imports, and its
-memory is the most it held beyond what it held before mining. sentence-transformers finds its embeddings in its own
-cache, mines one direction after the other (use_faiss=True) and makes a `datasets.Dataset` of it; quintain mines both
-from one pass, chooses by the rule and writes its tables and its list of dropped candidates to disk. A bare float32
+a process of its own, given the vectors as .npy files; its seconds are those of mining, without imports. Memory is the
+most it held beyond what it held before mining: anonymous memory, which nobody can take back (looked at every 10 ms),
+and resident memory, which counts pages of memory-mapped files as well. sentence-transformers finds its embeddings in
+its own cache, mines one direction after the other (use_faiss=True) and makes a `datasets.Dataset` of it; quintain mines
+both from one pass, chooses by the rule and writes its tables and its list of dropped candidates to disk. A bare float32
 matrix product of the shape is timed in the same run.
 
 What comes out is compared: of the negatives of sentence-transformers, the share that quintain has, anchor by anchor.
@@ -23,11 +24,12 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import click
 import numpy as np
@@ -48,9 +50,38 @@ def prepare(folder: Path, items: int, dim: int) -> None:
     (folder / "pairs.csv").write_text("image_id,text_id\n" + "".join(f"{i},{i}\n" for i in ids))
 
 
-def peak() -> int:
-    """The most memory this process ever held, in bytes."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+class Peak(threading.Thread):
+    """The most memory held while this runs beyond what was held before, in bytes."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.ended = threading.Event()
+        self.before, self.resident_before = self.anonymous(), self.resident()
+        self.most = self.before
+
+    @staticmethod
+    def anonymous() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+    @staticmethod
+    def resident() -> int:
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    def run(self) -> None:
+        while not self.ended.wait(0.01):
+            self.most = max(self.most, self.anonymous())
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.join()
+
+    def found(self) -> dict[str, int]:
+        return {"memory": self.most - self.before, "resident": self.resident() - self.resident_before}
 
 
 def sentence_transformers(folder: Path, k: int, out: Path) -> dict[str, Any]:
@@ -76,25 +107,26 @@ def sentence_transformers(folder: Path, k: int, out: Path) -> dict[str, Any]:
             name = hashlib.sha256(repr(("", None, None, names[side])).encode()).hexdigest()
             np.save(cache / f"{role}_embeddings_{name}.npy", vectors[side])
         dataset = datasets.Dataset.from_dict({"anchor": names[anchor], "positive": names[gallery]})
-        before, began = peak(), time.perf_counter()
-        mined = mine_hard_negatives(
-            dataset,
-            model,
-            num_negatives=k,
-            relative_margin=MARGIN,
-            use_faiss=True,
-            output_format="n-tuple",
-            output_scores=True,
-            cache_folder=str(cache),
-            verbose=False,
-        )
-        found[direction] = {"seconds": time.perf_counter() - began, "memory": peak() - before}
+        began = time.perf_counter()
+        with Peak() as peak:
+            mined = mine_hard_negatives(
+                dataset,
+                model,
+                num_negatives=k,
+                relative_margin=MARGIN,
+                use_faiss=True,
+                output_format="n-tuple",
+                output_scores=True,
+                cache_folder=str(cache),
+                verbose=False,
+            )
+        found[direction] = {"seconds": time.perf_counter() - began, **peak.found()}
         table = mined.to_pandas()
         rows = table[[f"negative_{at + 1}" for at in range(k)]].map(lambda each: int(each.split()[1]))
         np.savez(out / f"{direction}.npz", anchors=[int(a.split()[1]) for a in table["anchor"]], negatives=rows)
     return {
         "seconds": sum(each["seconds"] for each in found.values()),
-        "memory": max(each["memory"] for each in found.values()),
+        **{what: max(each[what] for each in found.values()) for what in ("memory", "resident")},
     }
 
 
@@ -108,9 +140,10 @@ def quintain(folder: Path, k: int, out: Path) -> dict[str, Any]:
     if _torch.available():
         _torch.torch()
     opened = open_folder(folder)
-    before, began = peak(), time.perf_counter()
-    main(["mine", str(folder), "--k", str(k), "--rule", RULE, "--out", str(out / "tables")], standalone_mode=False)
-    found = {"seconds": time.perf_counter() - began, "memory": peak() - before}
+    began = time.perf_counter()
+    with Peak() as peak:
+        main(["mine", str(folder), "--k", str(k), "--rule", RULE, "--out", str(out / "tables")], standalone_mode=False)
+    found = {"seconds": time.perf_counter() - began, **peak.found()}
     from miner.artifacts.negatives import NegativeTable
 
     for direction in ("i2t", "t2i"):
@@ -123,7 +156,7 @@ def bare(folder: Path) -> dict[str, Any]:
     from mining import bare as products
 
     seconds = products(np.load(folder / "images.npy"), np.load(folder / "texts.npy"))
-    return {"seconds": min(seconds.values()), "memory": 0}
+    return {"seconds": min(seconds.values()), "memory": 0, "resident": 0}
 
 
 def agreement(one: Path, other: Path) -> float:
@@ -173,11 +206,13 @@ def main(items: int, dim: int, k: int, repeats: int, tool: str | None, folder: P
                 line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
                 found[name].append(json.loads(line.removeprefix("RESULT ")))
         best = {name: min(each["seconds"] for each in runs) for name, runs in found.items()}
-        memory = {name: min(each["memory"] for each in runs) for name, runs in found.items()}
+        memory, resident = (
+            {name: min(each[what] for each in runs) for name, runs in found.items()} for what in ("memory", "resident")
+        )
         same = agreement(Path(place) / "sentence_transformers-0", Path(place) / "quintain-0")
     click.echo(f"{items:,} x {items:,} x {dim}, k = {k}, {platform.machine()}, {date.today()}, best of {repeats}")
     for name in TOOLS:
-        held = f"{memory[name] / 2**20:8.0f} MiB"
+        held = f"{memory[name] / 2**20:8.0f} MiB ({resident[name] / 2**20:.0f} resident)"
         click.echo(f"    {name:24} {best[name]:8.2f} s = {best[name] / best['bare']:6.2f} x bare, {held}")
     faster = best["sentence_transformers"] / best["quintain"]
     less = memory["sentence_transformers"] / max(1, memory["quintain"])

@@ -14,6 +14,7 @@ Rows = npt.NDArray[np.int64]
 Errors = npt.NDArray[np.float64]
 
 _ROOM = 3  # times the depth: less means sorting out more often, more means memory
+_SORTED = 2**17  # scores sorted out at once
 
 
 class Best:
@@ -83,9 +84,12 @@ class Best:
 
     def _sort_out(self, at: slice, *, last: bool = False) -> None:
         """Drop what is out, and raise the cuts; `last`: no more will come, so that nothing needs room."""
-        items = np.flatnonzero(self.fill[at] > self.depth) + at.start
-        if not len(items):
-            return
+        filled = np.flatnonzero(self.fill[at] > self.depth) + at.start
+        step = max(1, _SORTED // self.room)
+        for start in range(0, len(filled), step):
+            self._sort_out_items(filled[start : start + step], last)
+
+    def _sort_out_items(self, items: Rows, last: bool) -> None:
         scores, candidates = self.scores[items], self.candidates[items]
         deepest = np.partition(scores, self.room - self.depth, axis=1)[:, self.room - self.depth]
         self.cut[items] = np.maximum(self.cut[items], self._below(deepest, self.error[items]))

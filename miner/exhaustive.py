@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,7 +27,8 @@ __all__ = ["TILE", "Proposal", "search"]
 
 Ranked = TypeVar("Ranked")
 
-TILE = (1024, 4096)
+TILE = (512, 4096)
+_RANKED = 512
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def search(
     locks = [threading.Lock() for _ in range(0, num_rows, height)]
     local, stopped = threading.local(), threading.Event()
 
-    def panel(start: int) -> Ranked | None:
+    def panel(start: int) -> list[Ranked]:
         some = np.asarray(columns[start : start + width])
         if not hasattr(local, "room"):
             local.room = tiles.room(min(height, num_rows), min(width, len(columns)))
@@ -75,27 +77,34 @@ def search(
             own = Best(len(some), column_depth, tiles.column_error(some, norms(some)), tiles.dtype, num_rows)
         for number, first in enumerate(range(0, num_rows, height)):
             if stopped.is_set():
-                return None
+                return []
             scores = tiles.tile(slice(first, first + height), ready, local.room)
             if best is not None:
                 _take_rows(scores, best, first, start, locks[number])
             if own is not None:
                 _take_columns(scores, own, first)
-        return None if own is None else rank_columns(_proposal(own, 0, len(some), tiles.unit, start))
+        return [] if own is None else ranked(own, 0, len(some), start, rank_columns)
 
-    def rows(start: int) -> Ranked:
+    def rows(start: int) -> list[Ranked]:
         assert best is not None
-        return rank_rows(_proposal(best, start, min(start + height, num_rows), tiles.unit, start))
+        return ranked(best, start, min(start + height, num_rows), 0, rank_rows)
+
+    def ranked(best: Best, first: int, last: int, shift: int, rank: Callable[[Proposal], Ranked]) -> list[Ranked]:
+        """A few at a time: what ranking takes on the way is many times what comes out."""
+        found = []
+        for at in range(first, last, _RANKED):
+            candidates, ceiling = best.settle(slice(at, min(at + _RANKED, last)))
+            found.append(rank(Proposal(shift + at, candidates, ceiling * tiles.unit)))
+        return found
 
     with _torch.one_thread_each() as alone, ThreadPoolExecutor(threads, initializer=alone) as pool:
         try:
             starts = range(0, len(columns), width)
             for number, done in enumerate(_in_order(pool, panel, starts, threads)):
                 progress(min((number + 1) * width, len(columns)))
-                if done is not None:
-                    yield done
+                yield from done
             if best is not None:
-                yield from _in_order(pool, rows, range(0, num_rows, height), threads)
+                yield from chain.from_iterable(_in_order(pool, rows, range(0, num_rows, height), threads))
         finally:  # nobody waits for what nobody will take
             stopped.set()
             pool.shutdown(wait=True, cancel_futures=True)
@@ -111,11 +120,6 @@ def _in_order(
         if number + 2 * threads < len(starts):
             waiting.append(pool.submit(work, starts[number + 2 * threads]))
         yield done
-
-
-def _proposal(best: Best, first: int, last: int, unit: float, start: int) -> Proposal:
-    found, ceiling = best.settle(slice(first, last))
-    return Proposal(start, found, ceiling * unit)
 
 
 def _take_rows(tile: npt.NDArray[Any], best: Best, first: int, start: int, lock: threading.Lock) -> None:

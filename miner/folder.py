@@ -22,7 +22,7 @@ from miner.artifacts.ids import Ids
 from miner.artifacts.manifest import MANIFEST, digest_file, open_artifact
 from miner.artifacts.npy import map_npy, read_ids
 from miner.artifacts.pairs import Pairs, Side
-from miner.scores import norms, unit
+from miner.scores import Unit, norms
 
 __all__ = ["Folder", "open_folder"]
 
@@ -44,10 +44,11 @@ class Folder:
     fingerprints: dict[str, str]
     checkpoint: str | None = None
 
-    def vectors(self, side: Side, metric: str) -> Vectors:
-        """Vectors whose inner product is the metric: as they are for `ip`, scaled to length 1 for `cosine`."""
+    def vectors(self, side: Side, metric: str) -> Any:
+        """Vectors whose inner product is the metric: as they are for `ip`, for `cosine` scaled to length 1 as they are
+        read (`Unit`)."""
         raw = self.images if side == "image" else self.texts
-        return unit(raw) if metric == "cosine" else raw
+        return Unit(raw) if metric == "cosine" else raw
 
     def unit_length(self) -> bool:
         """Whether every vector has length 1, up to float16 rounding."""

@@ -29,7 +29,7 @@ from miner.artifacts.store import LocalStore
 from miner.kept import Kept, merge
 from miner.memory import available
 from miner.mine import anchored, check_k, check_rows, own_positives
-from miner.scores import norms
+from miner.scores import Unit, norms
 from miner.search import Excluded, Gallery, Hits
 from miner.tiles import extent, fastest
 
@@ -212,7 +212,7 @@ class _Matrix:
 
     def _tiles(self, rows: range) -> Any:
         """Tiles over some rows of the matrix."""
-        some = np.ascontiguousarray(self.vectors[self.small][self.order[self.small][rows.start : rows.stop]])
+        some = ordered(self.vectors[self.small], self.order[self.small][rows.start : rows.stop])
         columns = ordered(self.vectors[self.large], self.order[self.large])
         (_, row_extent), (longest, column_extent) = self.reach[self.small], self.reach[self.large]
         return fastest(some, norms(some), columns, longest, row_extent, column_extent)
@@ -279,17 +279,18 @@ def reach(vectors: Vectors) -> tuple[float, float]:
     return longest, furthest
 
 
-def ordered(vectors: Vectors, order: Rows) -> Any:
+def ordered(vectors: Vectors | Unit, order: Rows) -> Any:
     """`vectors[order]`, read when it is asked for: all that a Gallery, or what reads columns, wants of vectors."""
     if len(order) and order[-1] - order[0] + 1 == len(order) and bool((np.diff(order) == 1).all()):
-        return vectors[order[0] : order[0] + len(order)]
+        at = slice(order[0], order[0] + len(order))
+        return vectors.part(at) if isinstance(vectors, Unit) else vectors[at]
     return _Ordered(vectors, order)
 
 
 class _Ordered:
     """Vectors in another order."""
 
-    def __init__(self, vectors: Vectors, order: Rows) -> None:
+    def __init__(self, vectors: Vectors | Unit, order: Rows) -> None:
         self.vectors, self.order = vectors, order
         self.shape, self.dtype = (len(order), vectors.shape[1]), vectors.dtype
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["norms", "plain_error", "rounded", "similarities", "similarities_by_query", "unit"]
+__all__ = ["Unit", "norms", "plain_error", "rounded", "similarities", "similarities_by_query", "unit"]
 
 Vectors = npt.NDArray[np.floating[Any]]
 Rows = npt.NDArray[np.int64]
@@ -111,13 +111,46 @@ def norms(vectors: Vectors) -> npt.NDArray[np.float64]:
 
 def unit(vectors: Vectors) -> npt.NDArray[np.float32]:
     """The rows scaled to length 1, rounded to float32: their inner product is the cosine."""
-    out = np.empty(vectors.shape, dtype=np.float32)
-    length = norms(vectors)
-    step = max(1, _CHUNK // vectors.shape[1])
-    for start in range(0, len(vectors), step):
-        at = slice(start, start + step)
-        out[at] = vectors[at].astype(np.float64) / length[at, None]
-    return out
+    return Unit(vectors)[:]
+
+
+class Unit:
+    """The rows of `vectors` (rows, dim), scaled to length 1 and rounded to float32 whenever they are read: what is
+    memory-mapped needs no second copy. Reads like an array, by a slice or by rows."""
+
+    dtype, ndim = np.dtype(np.float32), 2
+
+    def __init__(self, vectors: Vectors, lengths: npt.NDArray[np.float64] | None = None) -> None:
+        self.vectors = vectors
+        self.lengths = norms(vectors) if lengths is None else lengths
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.vectors), self.vectors.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Of the array that it reads like."""
+        return self.dtype.itemsize * len(self.vectors) * self.vectors.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __getitem__(self, at: slice | Rows) -> npt.NDArray[np.float32]:
+        some, lengths = self.vectors[at], self.lengths[at]
+        out = np.empty(some.shape, dtype=np.float32)
+        step = max(1, _CHUNK // some.shape[1])
+        for start in range(0, len(some), step):
+            part = slice(start, start + step)
+            out[part] = some[part].astype(np.float64) / lengths[part, None]
+        return out
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        return np.asarray(self[:], dtype=dtype)
+
+    def part(self, rows: slice) -> Unit:
+        """Some of the rows, not read yet."""
+        return Unit(self.vectors[rows], self.lengths[rows])
 
 
 def _each(work: Any, starts: range, threads: int) -> None:

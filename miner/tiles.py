@@ -33,6 +33,9 @@ _STEPS = 127 * _BASE
 class Columns(Protocol):
     """Vectors (items, dim) that are read slice by slice; an array or a memory map is one."""
 
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, at: slice, /) -> Vectors: ...
@@ -66,8 +69,8 @@ class Float32:
     dtype = np.float32
     unit = 1.0
 
-    def __init__(self, rows: Vectors, row_lengths: Lengths, max_norm: float) -> None:
-        self.rows = np.ascontiguousarray(rows, dtype=np.float32)
+    def __init__(self, rows: Columns, row_lengths: Lengths, max_norm: float) -> None:
+        self.rows = np.ascontiguousarray(rows[:], dtype=np.float32)
         self.longest_row = float(row_lengths.max(initial=0.0))
         self.row_error = float32_error(row_lengths, max_norm, rows.shape[1])
         self.torch = _torch.torch() if _torch.available() else None
@@ -96,7 +99,7 @@ class Int8:
     dtype = np.int32
 
     def __init__(
-        self, rows: Vectors, row_lengths: Lengths, row_extent: float, max_norm: float, column_extent: float
+        self, rows: Columns, row_lengths: Lengths, row_extent: float, max_norm: float, column_extent: float
     ) -> None:
         """`*_extent` is the largest absolute number of a side, `max_norm` the largest norm of a column."""
         dim = rows.shape[1]
@@ -112,9 +115,13 @@ class Int8:
         self.row_error = self._error(row_lengths, self.row_step, self.column_step, max_norm, dim)
         torch = _torch.torch()
         self.torch = torch
-        high, low = _digits(rows, self.row_step)
-        self.high = torch.from_numpy(high)
-        self.both = torch.from_numpy(np.concatenate([high, low], axis=1))
+        high, both = np.empty((len(rows), dim), dtype=np.int8), np.empty((len(rows), 2 * dim), dtype=np.int8)
+        block = max(1, 2**20 // dim)
+        for start in range(0, len(rows), block):
+            at = slice(start, start + block)
+            high[at], both[at, dim:] = _digits(np.asarray(rows[at]), self.row_step)
+            both[at, :dim] = high[at]
+        self.high, self.both = torch.from_numpy(high), torch.from_numpy(both)
 
     def _error(self, lengths: Lengths, own: float, other: float, longest: float, dim: int) -> Lengths:
         # |x.y - x'.y'| <= |x - x'| |y| + |x'| |y - y'|, with |x - x'| <= step / 2 sqrt(dim); low.low' <= 64^2 dim.
@@ -158,22 +165,32 @@ def extent(vectors: Vectors) -> float:
 
 
 def fastest(
-    rows: Vectors, row_lengths: Lengths, columns: Columns, max_norm: float, row_extent: float, column_extent: float
+    rows: Columns, row_lengths: Lengths, columns: Columns, max_norm: float, row_extent: float, column_extent: float
 ) -> Tiles:
     """The kind of tile that this machine makes faster, if it is precise enough to tell these scores apart.
 
     The choice changes how long a search takes, never what it finds.
     """
-    exact = Float32(rows, row_lengths, max_norm)
+    if _digits_pay(rows, row_lengths, columns, max_norm, row_extent, column_extent):
+        return Int8(rows, row_lengths, row_extent, max_norm, column_extent)
+    return Float32(rows, row_lengths, max_norm)
+
+
+def _digits_pay(
+    rows: Columns, row_lengths: Lengths, columns: Columns, max_norm: float, row_extent: float, column_extent: float
+) -> bool:
+    """Tried with some of the rows and columns."""
     if not (row_extent and column_extent and _torch.available() and hasattr(_torch.torch(), "_int_mm")):
-        return exact
+        return False
     with _torch.one_thread_each() as alone:
         alone()
         if not _sound(rows.shape[1]):
-            return exact
+            return False
         some, sample = slice(0, 256), np.asarray(columns[:1024])
-        digits = Int8(rows[some], row_lengths[some], row_extent, max_norm, column_extent)
-        seconds = {}
+        head, lengths = np.asarray(rows[some]), row_lengths[some]
+        exact = Float32(head, lengths, max_norm)
+        digits = Int8(head, lengths, row_extent, max_norm, column_extent)
+        seconds: dict[Tiles, float] = {}
         for tiles in (exact, digits):
             panel, room = tiles.panel(sample), tiles.room(256, len(sample))
             tiles.tile(some, panel, room)  # the first allocates
@@ -183,9 +200,7 @@ def fastest(
     # What cannot be told from the k-th best must be ranked by its true score: that should be few.
     spread = float(np.std(scores)) * digits.unit
     coarse = float(np.median(digits.row_error)) * digits.unit > spread / 8
-    if coarse or seconds[digits] > seconds[exact]:
-        return exact
-    return Int8(rows, row_lengths, row_extent, max_norm, column_extent)
+    return not coarse and seconds[digits] <= seconds[exact]
 
 
 def _sound(dim: int) -> bool:
@@ -216,7 +231,7 @@ def _sound(dim: int) -> bool:
 def _digits(vectors: Vectors, step: float) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int8]]:
     """The numbers in steps as (high, low) with 128 high + low."""
     high, low = (np.empty(vectors.shape, dtype=np.int8) for _ in range(2))
-    block = max(1, 2**20 // vectors.shape[1])
+    block = max(1, 2**17 // vectors.shape[1])
     for start in range(0, len(vectors), block):
         at = slice(start, start + block)
         steps = np.rint(vectors[at].astype(np.float64) / step).astype(np.int32)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,10 @@ from miner.artifacts.errors import BadInput
 from miner.artifacts.manifest import Draft
 from miner.artifacts.negatives import NegativeBlock
 from miner.artifacts.store import LocalStore
+from miner.folder import open_folder
 from miner.matrix import Grid, forget, grid_for, mine_exhaustively
 from miner.memory import available, parse_size
+from miner.scores import Unit, unit
 
 BOTH = ("i2t", "t2i")
 
@@ -213,3 +217,48 @@ def test_files_are_read_in_shards_not_whole(problem, tmp_path):
     ordered = matrix.ordered(vectors["text"], np.arange(3, 9))
     assert isinstance(ordered, np.memmap)
     assert np.array_equal(matrix.ordered(vectors["text"], np.array([5, 2]))[:], given.texts[[5, 2]])
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4"])
+def test_cosines_are_scaled_as_they_are_read(problem, tmp_path, dtype):
+    """The same as of vectors that were scaled beforehand, one by one, and nothing is copied until it is read."""
+    given = problem(seed=11, images=25, dtype=dtype, dim=7)
+    scaled = {
+        side: np.array([np.sqrt(math.fsum((row.astype("f8") ** 2).tolist())) for row in array])
+        for side, array in (("image", given.images), ("text", given.texts))
+    }
+    expected = replace(
+        given,
+        images=(given.images.astype("f8") / scaled["image"][:, None]).astype("f4"),
+        texts=(given.texts.astype("f8") / scaled["text"][:, None]).astype("f4"),
+    )
+    vectors = {}
+    for side, array in (("image", given.images), ("text", given.texts)):
+        np.save(tmp_path / f"{side}.npy", array)
+        vectors[side] = Unit(np.load(tmp_path / f"{side}.npy", mmap_mode="r"))
+        assert np.allclose(vectors[side], expected.images if side == "image" else expected.texts, rtol=1e-7)
+    plain = {"image": unit(given.images), "text": unit(given.texts)}
+    for grid in (cut(1000, 1000), cut(10, 30)):
+        lazy, copied = (mine_exhaustively(each, given.pairs, BOTH, 5, grid=grid) for each in (vectors, plain))
+        lazy, copied = ({d: NegativeBlock.join(list(blocks)) for d, blocks in found} for found in (lazy, copied))
+        assert same(lazy, copied)
+        assert all(np.allclose(lazy[d].scores, mined(expected, 5)[d].scores, atol=1e-6, equal_nan=True) for d in BOTH)
+    part = matrix.ordered(vectors["text"], np.arange(3, 9))
+    assert isinstance(part.vectors, np.memmap)
+    assert np.array_equal(part[:], plain["text"][3:9])
+    assert np.array_equal(vectors["text"][np.array([4, 1])], plain["text"][[4, 1]])
+
+
+def test_a_cosine_takes_no_second_copy(tmp_path):
+    rows = np.random.default_rng(0).standard_normal((20_000, 256), np.float32).astype(np.float16)
+    for side in ("image", "text"):
+        np.save(tmp_path / f"{side}s.npy", rows)
+    (tmp_path / "pairs.csv").write_text("image_id,text_id\n" + "".join(f"{row},{row}\n" for row in range(len(rows))))
+    opened = open_folder(tmp_path)
+    tracemalloc.start()
+    try:
+        vectors = opened.vectors("image", "cosine")
+        assert np.allclose(np.linalg.norm(vectors[100:200], axis=1), 1, atol=1e-3)
+        assert tracemalloc.get_traced_memory()[1] < rows.nbytes / 2
+    finally:
+        tracemalloc.stop()
