@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from miner import exhaustive
+from miner import exhaustive, fused
 from miner.artifacts.errors import BadInput
 from miner.artifacts.manifest import Draft
 from miner.artifacts.negatives import NegativeBlock
 from miner.artifacts.pairs import Direction, Pairs, Side, Within, sides
 from miner.artifacts.store import LocalStore
 from miner.kept import Kept, merge
-from miner.memory import available
+from miner.memory import half
 from miner.mine import anchored, check_k, check_rows, own_positives
 from miner.scores import Unit, norms
 from miner.search import Excluded, Gallery, Hits
@@ -81,10 +81,11 @@ def mine_exhaustively(
     k: int,
     *,
     threads: int = 1,
-    tile: tuple[int, int] = exhaustive.TILE,
+    tile: tuple[int, int] | None = None,
     memory: int | None = None,
     grid: Callable[..., Grid] = grid_for,
     drafts: Mapping[AnyDirection, Draft] | None = None,
+    device: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[tuple[AnyDirection, Iterator[NegativeBlock]]]:
     """The directions asked for, each with what `mine` gives, and without an index.
@@ -93,21 +94,22 @@ def mine_exhaustively(
     `vectors` (items, dim) by side and row of `pairs`, float16 or float32; memory-mapped ones are read in shards.
     `memory` (bytes) is what the search may use on top of what grows with the number of items; by default half of what
     is free. `drafts` say where the shards of a direction are kept until somebody calls `forget`; without them nothing
-    is kept. `progress(items compared, all)`. Raises as `mine_block`.
+    is kept. `device`: of torch, where the matrix is made (see `miner.fused`), or None for the CPU in the way that is
+    fastest there. `progress(items compared, all)`. Raises as `mine_block`.
     """
     for direction in directions:
         check_k(pairs, direction, k)
     for side in dict.fromkeys(side for direction in directions for side in sides(direction)):
         check_rows(vectors[side], pairs, side)
     with ExitStack() as stack:
-        if memory is None:
-            memory = available() // 2
+        memory = half() if memory is None else memory
+        memory = memory if device is None else min(memory, fused.free(device))
         if drafts is None:
             root = Path(stack.enter_context(TemporaryDirectory(prefix="quintain-search-")))
             drafts = {direction: Draft(LocalStore(root), direction, "search", {}) for direction in directions}
         across = [direction for direction in directions if direction in ("i2t", "t2i")]
         passes = [across] * bool(across) + [[direction] for direction in directions if direction not in across]
-        matrices = [_Matrix(vectors, pairs, each, k, threads, tile, memory, grid, drafts) for each in passes]
+        matrices = [_Matrix(vectors, pairs, each, k, threads, tile, memory, grid, drafts, device) for each in passes]
         total, before = sum(matrix.work for matrix in matrices), 0
         for matrix in matrices:
             matrix.search(partial(_of_total, progress, before, total))
@@ -135,11 +137,13 @@ class _Matrix:
         directions: Sequence[AnyDirection],
         k: int,
         threads: int,
-        tile: tuple[int, int],
+        tile: tuple[int, int] | None,
         memory: int,
         grid: Callable[..., Grid],
         drafts: Mapping[AnyDirection, Draft],
+        device: str | None,
     ) -> None:
+        self.device = device
         self.pairs, self.directions, self.k, self.threads, self.tile = pairs, directions, k, threads, tile
         ends = {side for direction in directions for side in sides(direction)}
         small, large = sorted(ends, key=lambda side: (len(pairs.ids(side)), side)) if len(ends) == 2 else [*ends] * 2
@@ -215,6 +219,8 @@ class _Matrix:
         some = ordered(self.vectors[self.small], self.order[self.small][rows.start : rows.stop])
         columns = ordered(self.vectors[self.large], self.order[self.large])
         (_, row_extent), (longest, column_extent) = self.reach[self.small], self.reach[self.large]
+        if self.device is not None:
+            return fused.Fused(some, norms(some), longest, self.device)
         return fastest(some, norms(some), columns, longest, row_extent, column_extent)
 
     def _shard(self, tiles: Any, rows: range, columns: range, progress: Callable[[int], None]) -> None:
@@ -229,9 +235,11 @@ class _Matrix:
                 depth[direction] = self._depth(direction, gallery)
                 rank[direction] = self._ranked(direction, anchors, gallery)
                 lists[direction] = stack.enter_context(kept.room(anchors, gallery, min(self.k, len(gallery))))
-            found = exhaustive.search(
+            search: Any = exhaustive.search if self.device is None else fused.search
+            found = search(
                 tiles, len(rows), some, depth[self.of_rows], depth[self.of_columns],
-                rank[self.of_rows], rank[self.of_columns], threads=self.threads, tile=self.tile, progress=progress,
+                rank[self.of_rows], rank[self.of_columns], threads=self.threads, progress=progress,
+                **({} if self.tile is None else {"tile": self.tile}),
             )  # fmt: skip
             for direction, start, hits in found:
                 lists[direction].put(start, hits)

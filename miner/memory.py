@@ -7,7 +7,7 @@ from pathlib import Path
 
 from miner.artifacts.errors import BadInput
 
-__all__ = ["available", "parse_size", "readable"]
+__all__ = ["available", "half", "in_all", "parse_size", "readable"]
 
 _GROUPS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -19,6 +19,17 @@ def available() -> int:
     return max(0, min(found))
 
 
+def half() -> int:
+    """Bytes for a search of which nobody said how much it may take: about half of what is left, as a power of two, so
+    that the same search, started again a little later, is cut into the same shards."""
+    return 1 << max(20, (available() // 2).bit_length() - 1)
+
+
+def in_all() -> int:
+    """Bytes that this process can hold: what it holds already, without the files that it maps, and what is left."""
+    return available() + _kilobytes(_status().get("RssAnon"))
+
+
 def _machine() -> int:
     for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else ():
         if line.startswith("MemAvailable:"):
@@ -27,13 +38,16 @@ def _machine() -> int:
 
 
 def _container() -> list[int]:
-    """What the control group of a container leaves."""
+    """What the control group of a container leaves; the files that it caches are given back when memory is wanted."""
     found = []
     for most, used in _GROUPS:
         try:
             limit = (Path("/sys/fs/cgroup") / most).read_text().strip()
             if limit != "max":
-                found.append(int(limit) - int((Path("/sys/fs/cgroup") / used).read_text()))
+                used_up = int((Path("/sys/fs/cgroup") / used).read_text())
+                stat = (Path("/sys/fs/cgroup") / used).with_name("memory.stat").read_text().split()
+                cached = dict(zip(stat[::2], stat[1::2], strict=False)).get("inactive_file", "0")
+                found.append(int(limit) - used_up + int(cached))
         except (OSError, ValueError):
             continue
     return found
@@ -41,16 +55,23 @@ def _container() -> list[int]:
 
 def _limits() -> list[int]:
     """What `ulimit -d` and `ulimit -v` leave."""
-    found = []
-    try:
-        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    except OSError:
-        status = {}
+    found, status = [], _status()
     for kind, used in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
         limit = resource.getrlimit(kind)[0]
         if limit != resource.RLIM_INFINITY:
-            found.append(limit - int(status.get(used, "0 kB").split()[0]) * 1024)
+            found.append(limit - _kilobytes(status.get(used)))
     return found
+
+
+def _status() -> dict[str, str]:
+    try:
+        return dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    except OSError:
+        return {}
+
+
+def _kilobytes(said: str | None) -> int:
+    return int((said or "0 kB").split()[0]) * 1024
 
 
 def parse_size(text: str) -> int:

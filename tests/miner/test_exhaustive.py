@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from miner import exhaustive, tiles
+from miner import exhaustive, fused, tiles
 from miner.artifacts.errors import BadInput
 from miner.artifacts.negatives import NegativeBlock
 from miner.artifacts.pairs import Pairs
@@ -18,7 +18,8 @@ from miner.index import _torch
 from miner.matrix import mine_exhaustively
 from miner.scores import norms, similarities, similarities_by_query
 
-KINDS = ["float32", "int8", "numpy"]
+KINDS = ["float32", "int8", "numpy", "fused"]
+WHERE: dict[str, str] = {}
 
 
 @pytest.fixture(params=KINDS)
@@ -35,6 +36,8 @@ def kind(request, monkeypatch):
         return tiles.Float32(rows, lengths, max_norm)
 
     monkeypatch.setattr("miner.matrix.fastest", chosen)
+    if request.param == "fused":  # what a GPU does, on one where there is one
+        monkeypatch.setitem(WHERE, "device", fused.device() or "cpu")
     return request.param
 
 
@@ -42,7 +45,7 @@ def mined(problem, k, directions=("i2t", "t2i"), **how) -> dict[str, NegativeBlo
     vectors = {"image": problem.images, "text": problem.texts}
     return {
         direction: NegativeBlock.join(list(blocks))
-        for direction, blocks in mine_exhaustively(vectors, problem.pairs, directions, k, **how)
+        for direction, blocks in mine_exhaustively(vectors, problem.pairs, directions, k, **WHERE, **how)
     }
 
 
@@ -270,3 +273,32 @@ def test_a_search_that_nobody_waits_for_stops(problem, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         mined(given, 3, tile=(4, 4), threads=2, progress=stop)
     assert len(tiles_made) < 15 * 45 / 2
+
+
+@pytest.mark.parametrize("shape", ["normal", "spiky", "flat", "lengths", "tiny"])
+def test_a_device_is_off_by_no_more_than_it_says(shape):
+    """Against float64, though sums on tensor cores may be worse than these."""
+    pytest.importorskip("torch", reason="torch makes these products, and is not installed")
+    random = np.random.default_rng(0)
+    rows, columns = (random.standard_normal((200, 300)).astype(np.float32) for _ in range(2))
+    if shape == "spiky":
+        rows[:, 7] *= 1000
+    elif shape == "flat":
+        rows[:] = 1 + 1e-4 * rows
+        columns[:] = 1 + 1e-4 * columns
+    elif shape == "lengths":
+        rows *= np.logspace(-6, 6, 200, dtype=np.float32)[:, None]
+    elif shape == "tiny":
+        rows, columns = rows * np.float32(1e-30), columns * np.float32(1e-12)
+    made = fused.Fused(rows, norms(rows), float(norms(columns).max()), fused.device() or "cpu")
+    panel, moved = made.taken(columns)
+    off = np.abs((made.rows @ panel.T).double().cpu().numpy() - rows.astype("f8") @ columns.astype("f8").T)
+    assert (off <= made.row_error[:, None]).all()
+    assert (off <= made.column_error(norms(columns), moved)).all()
+    assert (moved > 0).any()
+    rounded = made.rows.cpu().numpy()
+    assert (rounded.view(np.int32) & 0x1FFF == 0).all()
+    assert (np.abs(rounded - rows) <= 2.0**-11 * np.abs(rounded) + 1e-45).all()
+    if shape == "normal":
+        truth = rows.astype("f8") @ columns.astype("f8").T
+        assert made.row_error.max() < truth.std() / 20
