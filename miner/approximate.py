@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from miner.artifacts.candidates import Candidates
 from miner.artifacts.errors import BadInput
 from miner.artifacts.negatives import NegativeBlock
 from miner.artifacts.pairs import Direction, Pairs, Within, sides
@@ -22,13 +23,13 @@ from miner.index import Approximate, SearchSettings
 from miner.mine import anchored, block_size, check_k, check_rows, own_positives
 from miner.scores import similarities_by_query
 from miner.search import SLACK, Excluded, Gallery, Hits
+from miner.select import DEEPER
 
-__all__ = ["Miner", "mine_approximately"]
+__all__ = ["Deeper", "Miner", "mine_approximately"]
 
 Vectors = npt.NDArray[np.floating[Any]]
 Rows = npt.NDArray[np.int64]
 
-_DEEPER = 4
 _LEVELS = 6
 
 
@@ -135,13 +136,17 @@ class Miner:
             yield settings, depth
             if level > 0 and depth >= enough:
                 return
-            depth = min(_DEEPER * depth, self.index.max_depth)
-            raised = {
-                name: min(_DEEPER * value, self.index.knobs[name])
-                for name, value in settings.chosen().items()
-                if name != "k_factor"
-            }
-            settings = replace(settings, **raised)
+            depth = min(DEEPER * depth, self.index.max_depth)
+            settings = self.harder(settings)
+
+    def harder(self, settings: SearchSettings) -> SearchSettings:
+        """The same with four times the effort, as far as there is so much."""
+        raised = {
+            name: min(DEEPER * value, self.index.knobs[name])
+            for name, value in settings.chosen().items()
+            if name != "k_factor"
+        }
+        return replace(settings, **raised)
 
     def _rank(
         self, queries: Vectors, length: npt.NDArray[np.float64], some: Rows, rows: Rows, own: Excluded, hits: Hits
@@ -171,8 +176,64 @@ class Miner:
     def _why(self, found: int, wanted: int) -> str:
         spoken = ", ".join(f"{name} {value}" for name, value in self.settings.chosen().items()) or "its settings"
         return (
-            f"the approximate index {self.index.factory} found {found} of {wanted} at {spoken} and {_DEEPER} times that"
+            f"the approximate index {self.index.factory} found {found} of {wanted} at {spoken} and {DEEPER} times that"
         )
+
+
+class Deeper:
+    """Searches some anchors deeper than their candidates, as `Selection` asks: `deeper(anchor_rows, depth)`.
+
+    `miner` found the candidates in `vectors` (anchors, dim), by row of the pairs. A list stays as it is, and what a
+    deeper search finds behind its last place is put after it; what should have stood further in front was missed and
+    remains so. Four times as deep is searched with four times the effort.
+    """
+
+    def __init__(self, miner: Miner, vectors: Vectors, candidates: Candidates) -> None:
+        self.miner, self.vectors, self.candidates = miner, vectors, candidates
+        index, counts = miner.index, np.diff(miner.pairs.positives_of(miner.direction)[0])
+        self.place = miner.pairs.places(sides(miner.direction)[0])
+        # A GPU returns no more than so many, with the positives of most anchors among them.
+        limited = index.max_depth < index.size
+        self.most = max(1, index.max_depth - int(np.quantile(counts, 0.9))) if limited else index.size
+
+    def __call__(self, anchor_rows: Rows, depth: int) -> NegativeBlock:
+        """(anchors, depth), -1 where no more was found."""
+        found, settings = self.candidates.at(self.place[anchor_rows]), self.miner.settings
+        while found.negatives.shape[1] < depth:
+            settings = self.miner.harder(settings)
+            found = self._grown(found, min(DEEPER * found.negatives.shape[1], depth), settings)
+        return found
+
+    def _grown(self, found: NegativeBlock, width: int, settings: SearchSettings) -> NegativeBlock:
+        known = found.negatives.shape[1]
+        more = ((0, 0), (0, width - known))
+        negatives = np.pad(found.negatives, more, constant_values=-1)
+        scores = np.pad(found.scores, more, constant_values=np.nan)
+        going, k = np.flatnonzero(found.negatives[:, -1] >= 0), min(width, self.most)
+        while len(going):
+            rows = found.anchor_rows[going]
+            deeper = self._miner(k, settings).block(self.vectors[rows], rows)
+            behind = self._behind(deeper, found.negatives[going, -1], found.scores[going, -1])
+            slot = np.where(behind, known - 1 + np.cumsum(behind, axis=1), width)
+            at, rank = np.nonzero(slot < width)
+            negatives[going, known:], scores[going, known:] = -1, np.nan
+            negatives[going[at], slot[at, rank]] = deeper.negatives[at, rank]
+            scores[going[at], slot[at, rank]] = deeper.scores[at, rank]
+            ended = (negatives[going, -1] >= 0) | (deeper.negatives[:, -1] < 0) | (k == self.most)
+            going, k = going[~ended], min(2 * k, self.most)
+        return replace(found, negatives=negatives, scores=scores)
+
+    def _miner(self, k: int, settings: SearchSettings) -> Miner:
+        of = self.miner
+        return Miner(of.index, of.gallery.vectors, of.pairs, of.direction, k, settings, threads=of.threads)
+
+    def _behind(
+        self, found: NegativeBlock, last: npt.NDArray[np.int32], score: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.bool_]:
+        """(anchors, k): what ranks after the `last` candidate of its anchor, which has this `score`."""
+        place = self.miner.gallery.place
+        tied = (found.scores == score[:, None]) & (place[found.negatives] > place[last][:, None])
+        return np.asarray((found.negatives >= 0) & ((found.scores < score[:, None]) | tied))
 
 
 def mine_approximately(

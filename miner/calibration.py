@@ -6,7 +6,7 @@ The rungs and their figures are explained in `miner.ladder`, judged pairs in `mi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from miner.artifacts.errors import BadInput
 from miner.artifacts.negatives import NegativeBlock
-from miner.artifacts.pairs import Direction
+from miner.artifacts.pairs import Direction, Within, sides
 from miner.judged import Judged, estimate, weights
 from miner.ladder import Rung, ladder, propose
 
@@ -32,7 +32,7 @@ class Source:
     """Candidates of one direction: `blocks()` cover every anchor at most once, rows of the folder's pairs."""
 
     where: str
-    direction: Direction
+    direction: Direction | Within
     num_candidates: int
     metric: str
     blocks: Callable[[], Iterator[NegativeBlock]]
@@ -41,14 +41,18 @@ class Source:
 
 @dataclass(frozen=True)
 class Positives:
-    """Scores of all positives of every anchor row r: `scores[offsets[r]:offsets[r + 1]]`, float32."""
+    """Scores of all positives of every anchor row r: `scores[offsets[r]:offsets[r + 1]]`, float32; it may have none."""
 
     offsets: Ints
     scores: npt.NDArray[np.float32]
 
     def lowest(self) -> npt.NDArray[np.float32]:
-        """(anchors,) the lowest of each."""
-        return np.asarray(np.minimum.reduceat(self.scores, self.offsets[:-1]))
+        """(anchors,) the lowest of each, nan for none."""
+        found = np.full(len(self.offsets) - 1, np.nan, dtype=np.float32)
+        some = np.diff(self.offsets) > 0
+        if some.any():
+            found[some] = np.minimum.reduceat(self.scores, self.offsets[:-1][some])
+        return found
 
     def hidden(self) -> tuple[Ints, Reals, Reals]:
         """(anchor row, score, lowest of the anchor's other positives) of every positive that has others."""
@@ -56,7 +60,7 @@ class Positives:
         anchor = np.repeat(np.arange(len(counts)), counts)
         scores = self.scores[np.lexsort((self.scores, anchor))].astype(np.float64)
         first = np.zeros(len(anchor), dtype=np.bool_)
-        first[self.offsets[:-1]] = True
+        first[self.offsets[:-1][counts > 0]] = True
         others = scores[
             np.where(first, np.minimum(self.offsets[:-1][anchor] + 1, len(scores) - 1), self.offsets[:-1][anchor])
         ]
@@ -111,8 +115,9 @@ def calibrate(
     """Pass over the candidates once; memory is bounded by a block and some numbers per anchor and per judged pair.
 
     `lowest` (anchor rows,) are the lowest positives, `positives` all of them where they are known. Raises BadInput
-    when the candidates bring other lowest positives, and when there is no candidate.
+    when the candidates bring other lowest positives, when there is no candidate, and when no anchor has a positive.
     """
+    source = _with_positives(source, lowest)
     rungs = ladder(lowest)
     seen = _Seen(source, k, rungs, len(lowest), judged)
     for block in source.blocks():
@@ -136,6 +141,24 @@ def calibrate(
         "hidden positives of anchors that have several" if hidden is not None else "positives of other anchors",
         said, proposal, why,
     )  # fmt: skip
+
+
+def _with_positives(source: Source, lowest: npt.NDArray[np.float32]) -> Source:
+    """The source, with a note where anchors have no positive."""
+    none = int(np.isnan(lowest).sum())
+    anchors, gallery = sides(source.direction)
+    partner = "text" if anchors == "image" else "image"
+    if none == len(lowest):
+        raise BadInput(
+            f"{source.where}: no {anchors} shares a {partner} with another, so no anchor of {source.direction} has a "
+            "positive to compare its candidates with; calibrate i2t or t2i."
+        )
+    if not none or anchors != gallery:
+        return source
+    note = (
+        f"{none} of {len(lowest)} {anchors}s share no {partner} with another: a margin drops none of their candidates"
+    )
+    return replace(source, notes=(*source.notes, note))
 
 
 def _same(source: Source, block: NegativeBlock, lowest: npt.NDArray[np.float32]) -> None:

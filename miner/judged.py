@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from miner.artifacts.errors import BadInput
-from miner.artifacts.pairs import Direction, Pairs, sides
+from miner.artifacts.pairs import Direction, Pairs, Within, sides
 
 __all__ = ["Judged", "Share", "estimate", "read_judged", "weights"]
 
@@ -65,7 +65,7 @@ class Share:
         return {**rounded, "pairs": self.pairs, "anchors": self.anchors, "effective": round(self.effective, 1)}
 
 
-def read_judged(path: Path, pairs: Pairs, direction: Direction, match_at: float | None) -> Judged:
+def read_judged(path: Path, pairs: Pairs, direction: Direction | Within, match_at: float | None) -> Judged:
     """Read a table of judgements for one direction; a pair that several people judged counts by their mean.
 
     A mean of `match_at` (if None 0.5, where all lie from 0 to 1) makes a match. Raises BadInput for a file that cannot
@@ -81,6 +81,11 @@ def read_judged(path: Path, pairs: Pairs, direction: Direction, match_at: float 
             )
         match_at = 0.5
     anchor, gallery = sides(direction)
+    if anchor == gallery and names != _NAMES[0]:
+        raise BadInput(
+            f"{path}: found the columns {names[0]} and {names[1]}, but {direction} compares {anchor}s with {anchor}s; "
+            "give the columns anchor_id and negative_id, or calibrate i2t or t2i."
+        )
     order = columns if names == _NAMES[0] or anchor == "image" else columns[::-1]
     rows = [pairs.ids(side).rows(ids) for side, ids in zip((anchor, gallery), order, strict=True)]
     known = (rows[0] >= 0) & (rows[1] >= 0)
@@ -93,7 +98,8 @@ def read_judged(path: Path, pairs: Pairs, direction: Direction, match_at: float 
     codes, which = np.unique(rows[0][known] * size + rows[1][known], return_inverse=True)
     mean = np.bincount(which, weights=values[known]) / np.bincount(which)
     anchors, negatives = codes // size, codes % size
-    own = pairs.linked(*((anchors, negatives) if anchor == "image" else (negatives, anchors)))
+    offsets, positives = pairs.positives_of(direction)
+    own = np.isin(codes, np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)) * size + positives)
     notes = (
         [f"{(~known).sum()} of {len(known)} judgements name other items and were left out"] if not known.all() else []
     )

@@ -68,7 +68,8 @@ def grid_for(num_rows: int, num_columns: int, dim: int, itemsize: int, depth: in
     in the files.
     """
     per_row = dim * (itemsize + 4 + 4) + (8 * (3 * depth + 64) if depth else 0) + 64
-    rows = int(min(num_rows, max(1024, memory // 2 // per_row)))
+    parts = -(-num_rows // max(1024, memory // 2 // per_row))
+    rows = -(-num_rows // parts)
     width = exhaustive.TILE[1]
     columns = -(-max(int(_SCORES / rows), 16 * width) // width) * width
     return Grid(num_rows, num_columns, rows, min(columns, num_columns))

@@ -20,9 +20,11 @@ def available() -> int:
 
 
 def half() -> int:
-    """Bytes for a search of which nobody said how much it may take: about half of what is left, as a power of two, so
-    that the same search, started again a little later, is cut into the same shards."""
-    return 1 << max(20, (available() // 2).bit_length() - 1)
+    """Bytes for a search of which nobody said how much it may take: about half of what is left, rounded down to three
+    binary digits, so that the same search, started again a little later, is most likely cut into the same shards."""
+    size = max(2**20, available() // 2)
+    step = 1 << (size.bit_length() - 3)
+    return size // step * step
 
 
 def in_all() -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from miner.artifacts.pairs import Side
+from miner.artifacts.pairs import Direction, Side, Within, sides
 from miner.folder import Folder
 from miner.scores import similarities, unit
 
@@ -34,11 +34,16 @@ class PairScores:
             found[at] = similarities(queries, query, vectors, row)
         return found
 
-    def of_positives(self, side: Side) -> tuple[Rows, npt.NDArray[np.float32]]:
-        """(offsets, scores): item r of a side and its positives score `scores[offsets[r]:offsets[r + 1]]`."""
-        offsets, positives = self.folder.pairs.positives(side)
+    def of_positives(self, direction: Direction | Within) -> tuple[Rows, npt.NDArray[np.float32]]:
+        """(offsets, scores): anchor r and its positives score `scores[offsets[r]:offsets[r + 1]]`. An item is no
+        positive of its own, so that of i2i and t2t there may be none."""
+        anchors, gallery = sides(direction)
+        offsets, positives = self.folder.pairs.positives_of(direction)
         items = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-        return offsets, self(side, items, "text" if side == "image" else "image", positives)
+        if anchors == gallery:
+            others = positives != items
+            items, positives, offsets = items[others], positives[others], offsets - np.arange(len(offsets))
+        return offsets, self(anchors, items, gallery, positives)
 
     def _vectors(self, side: Side, rows: Rows) -> tuple[npt.NDArray[Any], Rows]:
         """(vectors of the distinct rows, which of them each row is)."""

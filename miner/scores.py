@@ -131,7 +131,7 @@ class Unit:
     @property
     def nbytes(self) -> int:
         """Of the array that it reads like."""
-        return self.dtype.itemsize * len(self.vectors) * self.vectors.shape[1]
+        return int(self.dtype.itemsize * len(self.vectors) * self.vectors.shape[1])
 
     def __len__(self) -> int:
         return len(self.vectors)

@@ -23,7 +23,7 @@ from miner.filters import Chosen, Context, Judge
 from miner.filters._dropped import NAME, dropped_table
 from miner.filters._items import listed
 
-__all__ = ["Dropped", "Selected", "Selection", "depths_of", "write_selection"]
+__all__ = ["DEEPER", "Dropped", "Selected", "Selection", "depths_of", "write_selection"]
 
 Rows = npt.NDArray[np.int64]
 Deepen = Callable[[Rows, int], NegativeBlock]
@@ -289,6 +289,8 @@ class Selection:
             ended = f"; the other {own} are its positives"
         elif self.deepen is None:
             ended = "; nothing to search deeper in"
+        elif searched < min(self._most, self._size):
+            ended = "; the search found no more"
         else:
             ended = f"; max_candidates is {self._most}"
         return f"searched {searched} of {self._size} {gallery}s: {', '.join(by_rule) or 'none dropped'}{ended}"

@@ -79,8 +79,8 @@ def prepare(
     miner: Miner, vectors: Vectors, requested: float | None, *, size: int = 1000, seed: int = 0
 ) -> tuple[dict[str, Any], str]:
     """Make a miner ready: tuned for a recall, or with its settings as they are where none is `requested`; measured in
-    either case. Returns what a table's provenance says of it, {"factory", "search", "recall"}, and a sentence. Raises
-    as `tune`."""
+    either case. `size` and `seed` are those of the samples, as of `tune`. Returns what a table's provenance says of it,
+    {"factory", "search", "recall"}, and a sentence. Raises as `tune`."""
     if requested is None:
         sample = sample_anchors(miner, size, seed)[1]
         report = measure(miner, vectors, truth(miner, vectors, sample))

@@ -6,7 +6,8 @@
 [loss]      name = "aoq", ...             (trainer.losses)
 [fit]       batch_size, lr, ...           (trainer.fit)
 [encode]    shard_rows, batch_size        (here)
-[mine]      k, shard_anchors              (here)
+[index]     factory, train_sample         (here)
+[mine]      k, shard_anchors, recall      (here)
 [analyze]   rounds, batch_size, batches   (here)
 [executor]  kind, workers, address        (here)
 """
@@ -24,7 +25,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from miner.artifacts.errors import BadInput
 from trainer import registry
 
-__all__ = ["DEMO", "AnalyzeConfig", "EncodeConfig", "ExecutorConfig", "MineConfig", "RunConfig", "Settings"]
+__all__ = [
+    "DEMO", "AnalyzeConfig", "EncodeConfig", "ExecutorConfig", "IndexConfig", "MineConfig", "RunConfig", "Settings",
+]  # fmt: skip
 
 DEMO = Path(__file__).parent / "demo.toml"
 _NAMED = {"data": "format", "model": "name", "loss": "name"}
@@ -77,15 +80,39 @@ class EncodeConfig(BaseModel):
     element_dtype: Literal["float16", "float32"] = "float16"
 
 
+class IndexConfig(BaseModel):
+    """What is searched: `factory` as `miner build-index` takes it. "Flat" compares everything; any other string, and
+    "auto" from 50,000 items on, is an approximate index, searched as hard as [mine] `recall` takes.
+
+    It is trained on `train_sample` vectors [default: 64 per list, at least 16,384], drawn by run.seed, which is that of
+    k-means too. The number of workers and of threads leaves its bytes as they are; another kind of machine, or of
+    faiss, may not.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    factory: str = "Flat"
+    train_sample: int | None = Field(default=None, ge=1)
+
+    def of(self, rows: int) -> str:
+        """The string for a gallery of this size, without "auto"."""
+        from miner.index.factory import automatic
+
+        return automatic(rows) if self.factory == "auto" else self.factory
+
+
 class MineConfig(BaseModel):
     """`k` negatives are kept per anchor; `shard_anchors` anchors make one task.
 
     `rules` drop candidates, as `miner mine --rule` takes them: ["default"]. They choose from `num_candidates` per
     anchor [default: 2 k], and the search goes deeper for an anchor that is left with fewer than k.
 
+    An approximate [index] is searched as hard as it takes to find the share `recall` of what is searched for. That is
+    chosen on `recall_sample` anchors [default: 1,000] and measured on as many others; the table holds the figure.
+
     For a cross-attention model, `num_candidates` [default: 4 k, and 200 at least] are searched with its pooled vectors
-    and ranked by its own score; for `recall_sample` anchors everything is scored, to tell what that search missed. The
-    table holds that figure, so another sample is another table.
+    and ranked by its own score; for `recall_sample` anchors [default: 100] everything is scored, to tell what that
+    search missed. The table holds that figure, so another sample is another table.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -93,7 +120,8 @@ class MineConfig(BaseModel):
     k: int = Field(default=50, ge=1)
     shard_anchors: int = Field(default=1024, ge=1)
     num_candidates: int | None = Field(default=None, ge=1)
-    recall_sample: int = Field(default=100, ge=1)
+    recall: float = Field(default=0.95, gt=0, lt=1)
+    recall_sample: int | None = Field(default=None, ge=1)
     rules: tuple[str, ...] = ()
 
     @field_validator("rules")
@@ -115,6 +143,12 @@ class MineConfig(BaseModel):
         """How many candidates are searched per anchor in a gallery of this size, for a second stage or for rules."""
         usual = max(4 * self.k, 200) if two_stage else 2 * self.k
         return min(self.num_candidates or usual, gallery)
+
+    def searched(self, gallery: int, two_stage: bool) -> int:
+        """How many are searched per anchor: candidates, or the negatives themselves."""
+        if two_stage:
+            return self.candidates(gallery)
+        return max(self.k, self.candidates(gallery, False)) if self.rules else self.k
 
 
 class AnalyzeConfig(BaseModel):
@@ -154,6 +188,7 @@ class Settings:
     loss: Any
     fit: dict[str, Any]
     encode: EncodeConfig
+    index: IndexConfig
     mine: MineConfig
     analyze: AnalyzeConfig
     executor: ExecutorConfig
@@ -179,7 +214,7 @@ class Settings:
     @classmethod
     def parse(cls, raw: Mapping[str, Any], where: str) -> Settings:
         """Validate the sections of a run file. Raises BadInput."""
-        known = ["run", "data", "model", "loss", "fit", "encode", "mine", "analyze", "executor"]
+        known = ["run", "data", "model", "loss", "fit", "encode", "index", "mine", "analyze", "executor"]
         for section, value in raw.items():
             if section not in known:
                 nearest = difflib.get_close_matches(section, known, 1)
@@ -200,6 +235,7 @@ class Settings:
             loss=_named(raw, "loss", "aoq", where),
             fit=fit,
             encode=_section(EncodeConfig, raw, "encode", where),
+            index=_section(IndexConfig, raw, "index", where),
             mine=_section(MineConfig, raw, "mine", where),
             analyze=_section(AnalyzeConfig, raw, "analyze", where),
             executor=_section(ExecutorConfig, raw, "executor", where),
@@ -229,7 +265,7 @@ class Settings:
     def dump(self) -> dict[str, Any]:
         """The settings as plain sections that `parse` reads back, defaults written out."""
         sections: dict[str, Any] = {"fit": dict(self.fit)}
-        for section in ("run", "encode", "mine", "analyze", "executor"):
+        for section in ("run", "encode", "index", "mine", "analyze", "executor"):
             sections[section] = getattr(self, section).model_dump(mode="json")
         for section, key in _NAMED.items():
             config = getattr(self, section)

@@ -2,13 +2,14 @@
 
 round 0     fit -> evaluate, analyze (if asked)
 round r     encode-{image,text} (fit r-1) -> index-{image,text} -> mine-{i2t,t2i} -> fit -> evaluate, analyze
+            with an approximate index tune-{i2t,t2i} before mine-{i2t,t2i}
 at the end  report
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, get_args
 
@@ -18,12 +19,15 @@ from pipelines.settings import Settings
 
 __all__ = ["Data", "Stage", "Work", "declare"]
 
-Work = Literal["encode", "index", "mine", "fit", "evaluate", "analyze", "report"]
+Work = Literal["encode", "index", "tune", "mine", "fit", "evaluate", "analyze", "report"]
 # Raised when what a stage writes for the same inputs changes: artifacts of older code are then not reused.
-_REVISION: Mapping[str, int] = {"encode": 1, "index": 1, "mine": 1, "fit": 3, "evaluate": 1, "analyze": 1, "report": 1}
+_REVISION: Mapping[str, int] = {
+    "encode": 1, "index": 1, "tune": 1, "mine": 1, "fit": 3, "evaluate": 1, "analyze": 1, "report": 1,
+}  # fmt: skip
 _LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "encode": ("torch",),
     "index": ("faiss-cpu", "faiss-gpu"),
+    "tune": (),
     "mine": (),
     "fit": ("torch",),
     "evaluate": ("torch",),
@@ -144,9 +148,9 @@ def _mining(settings: Settings, data: Data, round: int) -> list[Stage]:
     stages = []
     width = int(settings.model.dim) * 4
     two_stage = settings.two_stage
-    # What only a two-stage search reads does not make a plain one stale.
+    # What only a two-stage search reads does not make a plain one stale; `recall` is read by tuning alone.
     rules = bool(settings.mine.rules)
-    unread = {"recall_sample", "element_dtype"} if not two_stage else set()
+    unread = {"recall", "recall_sample"} | ({"element_dtype"} if not two_stage else set())
     unread |= {"num_candidates"} if not (two_stage or rules) else set()
     unread |= {"rules"} if not rules else set()
     train = {"data": data.fingerprints["train"]}
@@ -161,22 +165,29 @@ def _mining(settings: Settings, data: Data, round: int) -> list[Stage]:
             each += int(data.elements.get(side, 1) * settings.model.dim * size)
         cost: dict[str, Any] = {"disk": rows * each, "memory": 2**29 + 3 * per * each}
         stages.append(Stage(round, "encode", side, "embeddings", parents, parameters, -(-rows // per), "shard", **cost))
+    indexes = {side: _index(settings, data, side) for side in get_args(Side)}
     for side in get_args(Side):
-        vectors = data.rows(side) * width
         parents = (("embeddings", encoded[side][1]),)
-        stages.append(
-            Stage(round, "index", side, "index", parents, {"index": "flat"}, disk=vectors, memory=2 * vectors)
-        )
+        made = indexes[side]
+        cost = {"disk": made.disk, "memory": data.rows(side) * width + made.build}
+        stages.append(Stage(round, "index", side, "index", parents, made.parameters, **cost))
     for direction in get_args(Direction):
         anchor, gallery = sides(direction)
         sources = (*encoded.values(), ("index", f"r{round}/index-{gallery}"))
+        memory = 2**28 + 2 * data.rows(gallery) * width + indexes[gallery].search
+        if indexes[gallery].approximate:
+            searched = settings.mine.searched(data.rows(gallery), two_stage)
+            sample = {"recall_sample": settings.mine.recall_sample or 1000, "seed": settings.run.seed}
+            parameters = train | {"direction": direction, "k": searched, "recall": settings.mine.recall, **sample}
+            stages.append(Stage(round, "tune", direction, "tuned", sources, parameters, memory=memory))
+            sources = (*sources, ("tuned", f"r{round}/tune-{direction}"))
         mining = settings.mine.model_dump(mode="json", exclude=unread)
         parameters = train | {"direction": direction, "round": round, **mining}
         if two_stage:
             sources = (*sources, ("checkpoint", f"r{round - 1}/fit"))
-            parameters["seed"] = settings.run.seed
+            parameters |= {"recall_sample": settings.mine.recall_sample or 100, "seed": settings.run.seed}
         rows, per = data.rows(anchor), settings.mine.shard_anchors
-        cost = {"disk": rows * settings.mine.k * 10, "memory": 2**28 + 3 * data.rows(gallery) * width}
+        cost = {"disk": rows * settings.mine.k * 10, "memory": memory}
         stages.append(
             # Of a two-stage search, one part more measures what its first stage missed.
             Stage(
@@ -184,6 +195,36 @@ def _mining(settings: Settings, data: Data, round: int) -> list[Stage]:
             )
         )
     return stages
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What an index is made from, and bytes: on disk, in memory when it is searched, and when it is built."""
+
+    parameters: Mapping[str, Any]
+    disk: int
+    search: int
+    build: int
+
+    @property
+    def approximate(self) -> bool:
+        return bool(self.parameters["index"] != "flat")
+
+
+def _index(settings: Settings, data: Data, side: Side) -> _Index:
+    """Raises BadInput for a factory string that cannot work with so many vectors."""
+    from miner.index.factory import Config, estimate
+
+    rows, dim = data.rows(side), int(settings.model.dim)
+    vectors, factory = 4 * rows * dim, settings.index.of(rows)
+    if factory == "Flat":
+        return _Index({"index": "flat"}, vectors, vectors, vectors)
+    config = Config(factory, settings.index.train_sample or 0, settings.run.seed)
+    try:
+        needed = estimate(config, rows, dim)
+    except BadInput as wrong:
+        raise BadInput(f"[index] over {rows} {side}s: {wrong}") from wrong
+    return _Index({"index": "factory", **asdict(config)}, needed.disk, needed.search, needed.build)
 
 
 def _fit(settings: Settings, data: Data, round: int, mined: bool) -> dict[str, Any]:

@@ -61,8 +61,8 @@ def summary_table(views: Sequence[RoundView]) -> str:
             row += [f"{found[key]:.1f}" for key in ("rsum", "i2t_r1", "t2i_r1")]
         row += [f"{view.hardness[d]:+.3f}" if d in view.hardness else "-" for d in ("i2t", "t2i")]
         row += [f"{view.overlap[d]:.0%}" if d in view.overlap else "-" for d in ("i2t", "t2i")]
-        for work in ("encode", "index", "mine", "fit", "evaluate"):
-            spent = [seconds for stage, seconds in view.seconds.items() if stage.split("-")[0] == work]
+        for works in (("encode",), ("index",), ("tune", "mine"), ("fit",), ("evaluate",)):
+            spent = [seconds for stage, seconds in view.seconds.items() if stage.split("-")[0] in works]
             row.append(f"{sum(spent):.1f}" if spent else "-")
         if counted:
             row += [_contributing(view, direction) for direction in ("i2t", "t2i")]

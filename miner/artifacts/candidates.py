@@ -133,10 +133,14 @@ class Candidates:
 
     def block(self, start: int, stop: int) -> NegativeBlock:
         """The anchors at these positions in id order, as rows of the Pairs."""
-        positions = np.asarray(self.positions[start:stop])
+        return self.at(slice(start, stop))
+
+    def at(self, places: slice | npt.NDArray[np.int64]) -> NegativeBlock:
+        """The same of any positions."""
+        positions = np.asarray(self.positions[places])
         rows = np.where(positions >= 0, self.gallery_order[positions], -1).astype(np.int32)
-        scores, lowest = np.array(self.scores[start:stop]), np.array(self.lowest_positive[start:stop])
-        return NegativeBlock(self.order[start:stop], rows, scores, lowest)
+        scores, lowest = np.array(self.scores[places]), np.array(self.lowest_positive[places])
+        return NegativeBlock(self.order[places], rows, scores, lowest)
 
     def blocks(self, step: int = 4096) -> Iterator[NegativeBlock]:
         """All of them, `step` anchors at a time."""

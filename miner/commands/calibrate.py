@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +10,8 @@ import click
 from miner.commands.shown import FOLDER, progress
 
 if TYPE_CHECKING:
-    from miner.artifacts.negatives import NegativeBlock
-    from miner.artifacts.pairs import Direction
     from miner.calibration import Calibration, Source
-    from miner.folder import Folder
     from miner.ladder import Rung
-    from miner.rows import Rows
 
 __all__ = ["calibrate"]
 
@@ -28,7 +23,11 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--candidates", "candidates_from", required=True, type=_PATH, help="Candidates or a table, or a folder of them."
 )
-@click.option("--direction", type=click.Choice(["i2t", "t2i", "both"]), default="both", show_default=True)
+@click.option(
+    "--direction",
+    type=click.Choice(["i2t", "t2i", "both", "i2i", "t2t"]),
+    help="This one alone; both: i2t and t2i. [default: those that were searched]",
+)
 @click.option("--k", type=click.IntRange(min=1), help="Negatives to keep. [default: 50, or half of the candidates]")
 @click.option("--judgements", type=_PATH, help="Judged pairs: anchor_id, negative_id (or image_id, text_id), match.")
 @click.option("--match-at", type=float, help="The grade from which two items match. [default: 0.5, for 0 to 1]")
@@ -39,7 +38,7 @@ _PATH = click.Path(path_type=Path)
 def calibrate(
     folder: Path,
     candidates_from: Path,
-    direction: str,
+    direction: str | None,
     k: int | None,
     judgements: Path | None,
     match_at: float | None,
@@ -64,11 +63,15 @@ def calibrate(
     Judged pairs (.csv, .tsv or .parquet; match is 0, 1 or a grade) give the share of false negatives among the k that
     a rule leaves. Each is weighted by the candidates of its rank that it stands for; the interval takes the pairs of
     one anchor as dependent.
+
+    Of i2i (t2t) the positives are the images (texts) that share a text (an image) with the anchor. Who has none is
+    counted, and a margin drops none of its candidates.
     """
     from miner.artifacts.manifest import canonical_json
     from miner.calibration import calibrate as calibrated
     from miner.folder import open_folder
     from miner.judged import read_judged
+    from miner.sources import positives, sources
 
     if target is not None and judgements is None:
         raise click.UsageError(
@@ -77,14 +80,13 @@ def calibrate(
     if match_at is not None and judgements is None:
         raise click.UsageError("--match-at says how to read --judgements; give both.")
     opened = open_folder(folder)
-    sources = _sources(candidates_from, opened, direction)
     said: dict[str, Any] = {"folder": str(folder), "directions": {}}
-    for source in sources:
+    for source in sources(candidates_from, opened, direction):
         kept = _kept(source, k)
         judged = read_judged(judgements, opened.pairs, source.direction, match_at) if judgements else None
-        lowest, positives = _positives(source, opened)
+        lowest, known = positives(source, opened)
         shown = progress(source.direction, "anchors", brief=True)
-        found = calibrated(source, lowest, positives, kept, judged, target, shown)
+        found = calibrated(source, lowest, known, kept, judged, target, shown)
         said["directions"][source.direction] = found.numbers()
         if not as_json:
             _print(found)
@@ -103,109 +105,6 @@ def _kept(source: Source, k: int | None) -> int:
             "several times k."
         )
     return k
-
-
-def _sources(path: Path, opened: Folder, direction: str) -> list[Source]:
-    """What there is at a path in the directions asked for. Raises BadInput, DamagedArtifact."""
-    from miner.artifacts.errors import BadInput
-    from miner.artifacts.manifest import MANIFEST
-
-    places = [path]
-    if path.is_dir() and not (path / MANIFEST).exists():
-        places = [path / name for name in ("i2t", "t2i") if (path / name / MANIFEST).exists()]
-        if not places:
-            raise BadInput(
-                f"{path}: neither candidates nor a table here, nor in i2t/ or t2i/ ({MANIFEST} is missing); give the "
-                "folder that a search wrote to."
-            )
-    found = [_source(place, opened) for place in places]
-    chosen = [source for source in found if direction in ("both", source.direction)]
-    if not chosen:
-        raise BadInput(f"{path}: holds {found[0].direction} alone, but --direction {direction} was asked for.")
-    return chosen
-
-
-def _source(path: Path, opened: Folder) -> Source:
-    from miner.artifacts.candidates import CANDIDATES, Candidates
-    from miner.artifacts.errors import BadInput
-    from miner.artifacts.manifest import find_artifact
-    from miner.artifacts.pairs import sides
-    from miner.artifacts.store import LocalStore
-    from miner.audit_against import direction_of
-    from miner.calibration import Source
-    from miner.rows import open_rows
-
-    artifact = find_artifact(LocalStore(path), ".") if path.is_dir() else None
-    if artifact is not None and artifact.manifest.kind == CANDIDATES:
-        candidates = Candidates.open(artifact, opened.pairs)
-        way = _across(path, candidates.direction)
-        metric = str(candidates.provenance.get("metric", "ip"))
-        return Source(str(path), way, candidates.num_candidates, metric, candidates.blocks)
-    rows = open_rows(path)
-    way, width = _across(path, direction_of(rows, None, opened.pairs)), rows.k()
-    if width < 1:
-        raise BadInput(f"{path}: no candidate at all, so there is nothing to calibrate; search first.")
-    if width > len(opened.pairs.ids(sides(way)[1])):
-        raise BadInput(f"{path}: a rank of {width - 1} is beyond the gallery; `miner check` shows where.")
-    metric = str(rows.provenance.get("metric", "ip"))
-    notes = ["the negatives of a table stand for candidates: what is deeper was not kept"]
-    if rules := rows.provenance.get("filter", {}).get("rules"):
-        named = ", ".join(str(rule.get("rule")) for rule in rules)
-        notes.append(f"what the rules of this table dropped ({named}) is not among them")
-    return Source(str(path), way, width, metric, lambda: _dense(rows, opened, way, width), tuple(notes))
-
-
-def _across(path: Path, direction: str | None) -> Direction:
-    from miner.artifacts.errors import BadInput
-
-    if direction == "i2t":
-        return "i2t"
-    if direction == "t2i":
-        return "t2i"
-    raise BadInput(f"{path}: direction {direction}; positives are pairs of an image and a text: give i2t or t2i.")
-
-
-def _dense(rows: Rows, opened: Folder, direction: Direction, width: int) -> Iterator[NegativeBlock]:
-    """The rows of a table as blocks (anchors, width). Raises BadInput for what does not fit the pairs."""
-    import numpy as np
-
-    from miner.artifacts.errors import BadInput
-    from miner.artifacts.negatives import NegativeBlock
-    from miner.artifacts.pairs import sides
-    from miner.rows import Lookup
-
-    anchors, gallery = (Lookup(opened.pairs.ids(side)) for side in sides(direction))
-    for block in rows.blocks(anchors, gallery):
-        strange = (block.anchors < 0).any() or (block.negatives < 0).any()
-        if strange or len(anchors) > anchors.num_known or len(gallery) > gallery.num_known:
-            raise BadInput(
-                f"{rows.where}: it has ids that {opened.pairs.name} does not know; `miner check` shows which."
-            )
-        if (block.ranks != block.places).any() or block.counts.max() > width:
-            raise BadInput(f"{rows.where}: ranks are not 0, 1, 2, ... in order; `miner check` shows where.")
-        negatives = np.full((len(block.anchors), width), -1, dtype=np.int32)
-        scores = np.full((len(block.anchors), width), np.nan, dtype=np.float32)
-        negatives[block.of, block.places], scores[block.of, block.places] = block.negatives, block.scores
-        lowest = block.lowest_positive[block.offsets[:-1]].astype(np.float32)
-        yield NegativeBlock(block.anchors, negatives, scores, lowest)
-
-
-def _positives(source: Source, opened: Folder) -> tuple[Any, Any]:
-    """(lowest positives by anchor row, all of them): from the vectors, unless the scores are a model's own."""
-    import numpy as np
-
-    from miner.artifacts.pairs import sides
-    from miner.calibration import Positives
-    from miner.pair_scores import PairScores
-
-    side = sides(source.direction)[0]
-    if source.metric in ("ip", "cosine"):
-        found = Positives(*PairScores(opened, source.metric).of_positives(side))
-        return found.lowest(), found
-    lowest = np.full(len(opened.pairs.ids(side)), np.nan, dtype=np.float32)
-    for block in source.blocks():
-        lowest[block.anchor_rows] = block.lowest_positive
-    return lowest, None
 
 
 def _print(found: Calibration) -> None:

@@ -103,7 +103,8 @@ def filter_candidates(
 
 @dataclass
 class Filtering:
-    """What `miner filter` was asked for. `candidates` were searched in the vectors of `opened`, by direction."""
+    """What `miner filter` was asked for. `candidates` were searched in the vectors of `opened`, by direction; `deeper`
+    searches those of an approximate index deeper, where that is at hand."""
 
     opened: Folder
     candidates: Mapping[Direction | Within, Candidates]
@@ -114,6 +115,7 @@ class Filtering:
     texts: Path | None = None
     images: Path | None = None
     threads: int = 1
+    deeper: Callable[[Candidates], Callable[..., Any]] | None = None
     _held: dict[Any, Any] = field(default_factory=dict)
 
     def selection(self, direction: Direction | Within) -> Selection:
@@ -123,8 +125,8 @@ class Filtering:
 
         candidates = self.candidates[direction]
         self._check_vectors(candidates)
-        # What an approximate index found is not the beginning of a deeper search.
-        exact = candidates.provenance["index"] == "flat"
+        # What an approximate index found is not the beginning of an exact search.
+        deeper = self._deepener if candidates.provenance["index"] == "flat" else self.deeper
         return Selection(
             candidates,
             self.opened.pairs,
@@ -133,7 +135,7 @@ class Filtering:
             vectors={"image": self._vectors("image", candidates), "text": self._vectors("text", candidates)},
             opposite=self.candidates.get(opposite(direction)) if any(rule.opposite for rule in self.rules) else None,
             contents=self.contents,
-            deepen=self._deepener(candidates) if self.deepen and exact else None,
+            deepen=deeper(candidates) if self.deepen and deeper else None,
             max_candidates=self.max_candidates,
             threads=self.threads,
         )

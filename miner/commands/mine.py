@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from miner.commands.filter import RULES, Filtering, Rules, filter_direction
-from miner.commands.search import Search, stored_indexes
+from miner.commands.search import Search, with_opposites
 from miner.commands.shown import DIRECTION, FOLDER, MEMORY, METRIC, OUT, THREADS, chosen
+from miner.commands.stored import index_options, stored_indexes
 
 if TYPE_CHECKING:
     from miner.artifacts.pairs import Direction, Within
@@ -38,16 +39,7 @@ __all__ = ["mine"]
 @click.option(
     "--images", type=click.Path(path_type=Path), help="Table of id and path, for rules that look at pictures."
 )
-@click.option("--index", "index_folder", type=click.Path(path_type=Path), help="What `miner build-index` wrote.")
-@click.option(
-    "--recall",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Of an approximate index: look so hard that this share of the exact negatives is found. [default: 0.95, "
-    "unless the next three say how hard]",
-)
-@click.option("--nprobe", type=click.IntRange(min=1), help="Of an IVF index: lists to look into.")
-@click.option("--ef-search", type=click.IntRange(min=1), help="Of an HNSW index: candidates kept on the way.")
-@click.option("--k-factor", type=click.IntRange(min=1), help="Proposals per negative, each scored exactly.")
+@index_options
 @METRIC
 @THREADS
 @MEMORY
@@ -66,6 +58,7 @@ def mine(
     nprobe: int | None,
     ef_search: int | None,
     k_factor: int | None,
+    recall_sample: int | None,
     metric: str,
     threads: int | None,
     memory: str | None,
@@ -96,6 +89,7 @@ def mine(
     from miner.index._faiss import set_threads
     from miner.memory import parse_size
     from miner.mine import check_k
+    from miner.plan import Choosing
 
     rules = rules_of(said)
     if max_candidates and not (rules or num_candidates):
@@ -111,18 +105,15 @@ def mine(
         raise BadInput(f"--num-candidates {num_candidates} are fewer than the {k} negatives wanted; give at least {k}.")
     threads = set_threads(threads)
     click.get_current_context().with_resource(hold(out))
-    indexes = stored_indexes(index_folder, opened, directions, metric, recall, (nprobe, ef_search, k_factor))
-    search = Search(opened, out, metric, indexes, threads, budget)
-    if not rules and num_candidates is None:
+    how = (nprobe, ef_search, k_factor)
+    indexes = stored_indexes(index_folder, opened, directions, metric, recall, recall_sample, how)
+    choosing = Choosing(rules, k, directions) if rules or num_candidates is not None else None
+    search = Search(opened, out, metric, indexes, threads, budget, choosing)
+    if choosing is None:
         search.tables(directions, k)
         return
-    wanted = list(directions)
-    if any(rule.opposite for rule in rules):
-        from miner.filters.agreement import opposite
-
-        wanted = list(dict.fromkeys([*directions, *map(opposite, directions)]))
-    candidates = search.candidates(wanted, num_candidates or 2 * k)
-    filtering = Filtering(opened, candidates, rules, k, max_candidates, True, texts, images, threads)
+    candidates = search.candidates(with_opposites(directions, rules), num_candidates or 2 * k)
+    filtering = Filtering(opened, candidates, rules, k, max_candidates, True, texts, images, threads, search.deeper)
     for each in directions:
         filter_direction(out, filtering, each)
     click.echo(

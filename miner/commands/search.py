@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from miner.artifacts.candidates import Candidates
     from miner.artifacts.manifest import Draft
     from miner.artifacts.negatives import NegativeBlock
-    from miner.artifacts.pairs import Direction, Pairs, Side, Within
+    from miner.artifacts.pairs import Direction, Side, Within
+    from miner.commands.stored import StoredIndex
+    from miner.filters import Chosen
     from miner.folder import Folder
-    from miner.index import Index
+    from miner.plan import Choosing
 
-__all__ = ["Search", "StoredIndex", "stored_indexes"]
+__all__ = ["Search", "with_opposites"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Search:
     indexes: Mapping[Side, StoredIndex]
     threads: int
     memory: int | None
+    choosing: Choosing | None = None
 
     def tables(self, directions: list[Direction | Within], k: int) -> None:
         """Negative tables, one per direction."""
@@ -64,6 +67,27 @@ class Search:
             assert artifact is not None
             found[each] = Candidates.open(artifact, self.opened.pairs)
         return found
+
+    def deeper(self, candidates: Candidates) -> Callable[..., Any]:
+        """Searches anchors deeper than their candidates, through the approximate index that found these."""
+        from functools import cache
+
+        from miner.approximate import Deeper, Miner
+        from miner.artifacts.pairs import sides
+        from miner.index import SearchSettings
+
+        anchors, gallery = sides(candidates.direction)
+
+        @cache
+        def opened() -> Deeper:
+            vectors = self.opened.vectors(gallery, self.metric)
+            settings = SearchSettings(**candidates.provenance["search"])
+            through: Any = self.indexes[gallery].load()
+            pairs, direction, known = self.opened.pairs, candidates.direction, candidates.num_candidates
+            miner = Miner(through, vectors, pairs, direction, known, settings, threads=self.threads)
+            return Deeper(miner, self.opened.vectors(anchors, self.metric), candidates)
+
+        return lambda anchor_rows, depth: opened()(anchor_rows, depth)
 
     def _draft(self, prefix: str, kind: str, direction: Direction | Within, wanted: dict[str, int]) -> Draft:
         from miner.artifacts.manifest import Draft
@@ -107,22 +131,27 @@ class Search:
     ) -> Iterator[tuple[Direction | Within, Iterator[NegativeBlock], dict[str, Any]]]:
         """Each direction with its negatives: from one pass for all of them, or with an index one search each."""
         from miner.artifacts.pairs import sides
+        from miner.fused import device
         from miner.index._faiss import MAX_GPU_DEPTH, num_gpus
+        from miner.index.factory import Config
         from miner.matrix import mine_exhaustively
-        from miner.memory import available
+        from miner.memory import half, in_all
         from miner.mine import mine
         from miner.plan import check_fits, plan
+        from miner.plan_index import Through, plan_through
 
         pairs, threads = self.opened.pairs, self.threads
         vectors: dict[Side, Any] = {side: self.opened.vectors(side, self.metric) for side in ("image", "text")}
         about = {"round": None, "metric": self.metric, "index": "flat", "checkpoint": self.opened.checkpoint}
+        gpu = None if self.indexes else device()
         too_deep = k > MAX_GPU_DEPTH // 2  # and positives come on top
-        if not self.indexes and (num_gpus() == 0 or too_deep):
-            why = f", as k = {k} is deeper than FAISS looks on a gpu" if num_gpus() else ""
-            click.echo("comparing " + " and ".join(_compared(self.opened, directions)) + f" on the cpu{why}")
-            free = available()
-            memory = self.memory or free // 2
-            check_fits(plan(vectors, pairs, directions, k, memory, threads, timed=False), self.out, free)
+        if not self.indexes and (gpu or num_gpus() == 0 or too_deep):
+            why = f", as k = {k} is deeper than FAISS looks on a gpu" if num_gpus() and not gpu else ""
+            where = f"the gpu ({gpu})" if gpu else "the cpu"
+            click.echo("comparing " + " and ".join(_compared(self.opened, directions)) + f" on {where}{why}")
+            memory = self.memory or half()
+            planned = plan(vectors, pairs, directions, k, memory, threads, choosing=self.choosing, timed=False)
+            check_fits(planned, self.out, in_all())
             found = mine_exhaustively(
                 vectors,
                 pairs,
@@ -131,11 +160,16 @@ class Search:
                 threads=threads,
                 memory=memory,
                 drafts=shards,
+                device=gpu,
                 progress=progress(" and ".join(directions), "items"),
             )
             for each, blocks in found:
                 yield each, blocks, about
             return
+        built = {side: each.planned() for side, each in self.indexes.items()}
+        built = {sides(each)[1]: Through(Config("Flat")) for each in directions} | built
+        planned = plan_through(vectors, pairs, directions, k, built, threads, choosing=self.choosing, timed=False)
+        check_fits(planned, self.out, in_all())
         for each in directions:
             anchors, gallery = sides(each)
             shown = progress(each, "anchors")
@@ -151,95 +185,12 @@ class Search:
                 yield each, exact, about
 
 
-@dataclass(frozen=True)
-class StoredIndex:
-    """A stored index of one side, and how hard it is to look where it is approximate."""
+def with_opposites(directions: list[Direction | Within], rules: Sequence[Chosen]) -> list[Direction | Within]:
+    """What is searched for rules: these directions, and the other ones where a rule looks at their candidates."""
+    from miner.filters.agreement import opposite
 
-    folder: Path
-    side: Side
-    fingerprint: str
-    approximate: bool
-    recall: float | None
-    settings: tuple[int | None, int | None, int | None]
-
-    def inputs(self) -> dict[str, Any]:
-        """What of it determines a table: nothing, when it is exact."""
-        if not self.approximate:
-            return {}
-        return {"index": self.fingerprint, "recall": self.recall, "search": list(self.settings)}
-
-    def load(self) -> Index:
-        from miner.artifacts.manifest import open_artifact
-        from miner.index import INDEX, load
-
-        index = load(open_artifact(self.folder / self.side, INDEX))
-        where = f" ({index.note})" if index.note else ""
-        click.echo(f"searching {self.side}s with the index {self.folder / self.side} on the {index.device}{where}")
-        return index
-
-    def search(
-        self,
-        index: Any,
-        vectors: Any,
-        gallery: Any,
-        pairs: Pairs,
-        direction: Direction | Within,
-        k: int,
-        threads: int,
-        shown: Any,
-    ) -> tuple[Iterator[NegativeBlock], dict[str, Any]]:
-        """The negatives, and what a table says of how they were found."""
-        from miner.approximate import Miner
-        from miner.index import SearchSettings
-        from miner.tuning import prepare
-
-        given = SearchSettings(*self.settings) if any(self.settings) else None
-        miner = Miner(index, gallery, pairs, direction, k, given, threads=threads)
-        found_by, sentence = prepare(miner, vectors, self.recall)
-        click.echo(sentence)
-        return miner.blocks(vectors, progress=shown), {"index": "factory", **found_by}
-
-
-def stored_indexes(
-    folder: Path | None,
-    opened: Folder,
-    directions: list[Direction | Within],
-    metric: str,
-    recall: float | None,
-    settings: tuple[int | None, int | None, int | None],
-) -> dict[Side, StoredIndex]:
-    """The indexes that are searched, by side, where there is a folder of them. Raises BadInput for one of other vectors
-    or another metric, and for settings that no index is there to take."""
-    from miner.artifacts.errors import BadInput
-    from miner.artifacts.manifest import open_artifact
-    from miner.artifacts.pairs import sides
-    from miner.index import INDEX
-
-    how = [name for name, value in zip(("--nprobe", "--ef-search", "--k-factor"), settings, strict=True) if value]
-    if recall is not None and how:
-        raise BadInput(f"--recall chooses how hard the index looks, and {how[0]} says so too; give one of them.")
-    found: dict[Side, StoredIndex] = {}
-    for side in dict.fromkeys(sides(direction)[1] for direction in directions) if folder else ():
-        assert folder is not None
-        artifact = open_artifact(folder / side, INDEX)
-        asked = {"side": side, "metric": metric, "vectors": opened.fingerprints[side]}
-        if {name: artifact.manifest.inputs.get(name) for name in asked} != asked:
-            raise BadInput(
-                f"{folder / side}: this index was built from other vectors or another metric than asked for now "
-                f"({metric}); build it again into another folder."
-            )
-        approximate = artifact.manifest.inputs["kind"] != "flat"
-        wanted = None if not approximate or how else recall or 0.95
-        found[side] = StoredIndex(
-            folder, side, artifact.manifest.fingerprint, approximate, wanted, settings if approximate else (None,) * 3
-        )
-    if (recall is not None or how) and not any(each.approximate for each in found.values()):
-        said = "--recall" if recall is not None else how[0]
-        raise BadInput(
-            f"{said} is for approximate indexes, and this search is exact; leave it out, or give --index one that was "
-            "built with --factory."
-        )
-    return found
+    more = map(opposite, directions) if any(rule.opposite for rule in rules) else ()
+    return list(dict.fromkeys([*directions, *more]))
 
 
 def _shards(draft: Draft, direction: Direction | Within) -> Draft:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from miner.artifacts.errors import BadInput
 
-__all__ = ["MAX_GPU_DEPTH", "Placed", "faiss", "num_gpus", "placed", "said", "set_threads", "version", "write"]
+__all__ = [
+    "MAX_GPU_DEPTH", "Placed", "faiss", "num_gpus", "placed", "said", "set_threads", "threads", "version", "write",
+]  # fmt: skip
 
 # Of k and of nprobe on a GPU: https://github.com/facebookresearch/faiss/wiki/Faiss-on-the-GPU
 MAX_GPU_DEPTH = 2048
@@ -54,6 +58,17 @@ def set_threads(threads: int | None) -> int:
             raise BadInput(f"threads = {threads}; give at least 1.")
         module.omp_set_num_threads(threads)
     return int(module.omp_get_max_threads())
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Let faiss use so many threads, and afterwards as many as before."""
+    before = set_threads(None)
+    set_threads(number)
+    try:
+        yield
+    finally:
+        set_threads(before)
 
 
 @dataclass(frozen=True)

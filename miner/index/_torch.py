@@ -13,7 +13,10 @@ __all__ = ["available", "one_thread_each", "torch"]
 
 def available() -> bool:
     """Whether torch is installed."""
-    return importlib.util.find_spec("torch") is not None
+    try:
+        return importlib.util.find_spec("torch") is not None
+    except ImportError:
+        return False
 
 
 def torch() -> Any:

@@ -4,7 +4,8 @@ What it finds is approximate; `miner.recall` says how much of the truth that is.
 may be memory-mapped, after training on a sample drawn by (seed, number of vectors) alone.
 
 The same vectors, settings, machine and version of faiss give the same bytes. Another number of threads gives them too,
-unless the string turns vectors (PCA, OPQ, RR): the last bits of those products depend on it.
+unless the string turns vectors (PCA, OPQ, RR), as the last bits of those products depend on it, or grows a graph
+(HNSW), of which faiss promises nothing of the kind: see `steady`.
 """
 
 from __future__ import annotations
@@ -23,13 +24,17 @@ from miner.index._grown import BLOCK, PCA_SAMPLE, fill, merge, train
 from miner.index._parts import Parts, list_bytes, parts, stored_bytes
 from miner.index._strings import automatic, made, refusal
 
-__all__ = ["Config", "Estimate", "Factory", "automatic", "build", "empty", "estimate", "filled", "merged", "read"]
+__all__ = [
+    "Config", "Estimate", "Factory", "Shape", "automatic", "build", "empty", "estimate", "filled", "merged", "read",
+    "shape", "steady",
+]  # fmt: skip
 
 Vectors = npt.NDArray[np.floating[Any]]
 
 _PER_LIST = 64  # vectors to train a centre on; FAISS wants 39 to 256
 _LEAST_SAMPLE = 1 << 14
 _PRODUCTS = 20 << 20  # bytes of FAISS's matrix products
+_BY_GRAPH = 2048  # centres, about, that are looked at where a graph finds the nearest
 _FIRST = {"nprobe": 32, "ef_search": 128, "k_factor": 2}  # until somebody asks for a recall
 
 
@@ -205,6 +210,48 @@ def estimate(config: Config, rows: int, dim: int) -> Estimate:
     adding = search + 4 * rows * found.plain_lists + len(found.transforms) * block + _PRODUCTS // 2
     training = 0 if index.is_trained else _training_bytes(found, _sample_size(config, index, rows), dim)
     return Estimate(size, search, max(adding, training + stored_bytes(index, 0)))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What an index is before anything is trained.
+
+    lists     of an IVF index, else 0; `compared`: with how many centres a vector is compared to find its list
+    sample    vectors it is trained on, in `rounds` of k-means
+    graph     whether vectors are linked
+    exact     whether it compares everything
+    settings  how it searches: as it begins with, but for what was given
+    """
+
+    lists: int
+    compared: int
+    sample: int
+    rounds: int
+    graph: bool
+    exact: bool
+    settings: SearchSettings
+
+
+def shape(config: Config, rows: int, dim: int, given: SearchSettings) -> Shape:
+    """Raises BadInput as `build`, and for settings that the index does not have."""
+    index, config = _made(config, rows, dim)
+    made, found = Factory(index, config, 0.0), parts(index)
+    made.set(given)
+    lists = int(found.ivf.nlist) if found.ivf is not None else 0
+    compared = min(lists, _BY_GRAPH) if _graph_of_centres(found) else lists
+    rounds = int(found.ivf.cp.niter) if found.ivf is not None else 0
+    sample = _sample_size(config, index, rows)
+    return Shape(lists, compared, sample, rounds, found.graph is not None, made.exact, made.settings)
+
+
+def steady(config: Config, rows: int, dim: int) -> bool:
+    """Whether an index has the same bytes whatever the number of threads. Raises BadInput as `build`."""
+    found = parts(_made(config, rows, dim)[0])
+    return not found.transforms and found.graph is None and not _graph_of_centres(found)
+
+
+def _graph_of_centres(found: Parts) -> bool:
+    return found.ivf is not None and hasattr(_faiss.faiss().downcast_index(found.ivf.quantizer), "hnsw")
 
 
 def _training_bytes(found: Parts, sample: int, dim: int) -> int:

@@ -27,7 +27,7 @@ from trainer import losses, registry
 __all__ = ["DEMO", "CompareConfig", "Comparison", "Member"]
 
 DEMO = Path(__file__).parent / "demo.toml"
-_SECTIONS = ("compare", "objective", "run", "data", "model", "fit", "encode", "mine", "analyze", "executor")
+_SECTIONS = ("compare", "objective", "run", "data", "model", "fit", "encode", "index", "mine", "analyze", "executor")
 
 
 class CompareConfig(BaseModel):

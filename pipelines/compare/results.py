@@ -110,7 +110,7 @@ def member_rows(members: Sequence[Member], every: Sequence[Sequence[Step]], stor
         row |= {f"{split}_{name}": value for split in ("dev", "test") for name, value in metrics[split].items()}
         num_steps = sum(line["steps"] for line in timed)
         row["ms_per_step"] = 1000 * sum(line["seconds"] for line in timed) / num_steps if num_steps else None
-        mining = [step.prefix for step in steps if step.stage.work in ("encode", "index", "mine")]
+        mining = [step.prefix for step in steps if step.stage.work in ("encode", "index", "tune", "mine")]
         row["mining_seconds"] = sum(seconds.get(prefix, 0.0) for prefix in mining)
         row["updates"] = sum(line["steps"] for line in history)
         # Judged by what was observed, so that all members are judged alike.

@@ -83,7 +83,7 @@ class RayExecutor:
 
     def _gpus(self, task: Task) -> int:
         """Encode runs the model on a GPU where the cluster has one, and faiss searches there."""
-        return 1 if self.gpus and task.stage.work in ("encode", "index", "mine", "evaluate", "analyze") else 0
+        return 1 if self.gpus and task.stage.work in ("encode", "index", "tune", "mine", "evaluate", "analyze") else 0
 
     def _parts(self, task: Task) -> Iterator[FileRecord]:
         """Records of all parts, as they finish; a few more are submitted than there are workers."""

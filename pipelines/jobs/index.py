@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from miner.artifacts.embeddings import Embeddings
 from miner.artifacts.manifest import Artifact, FileRecord
 from pipelines.jobs import Task
@@ -18,7 +20,15 @@ class IndexJob:
 
     def finish(self) -> Artifact:
         from miner.index import build, save
+        from miner.index._faiss import threads
+        from miner.index.factory import Config, steady
 
         embeddings = Embeddings.open(self.task.parent("embeddings"))
-        index = build(self.task.stage.parameters["index"], embeddings.array())
+        vectors = embeddings.array()
+        settings = dict(self.task.stage.parameters)
+        kind = settings.pop("index")
+        # All cores, whatever a worker was given: it is the only task of its stage.
+        alone = kind == "flat" or steady(Config(**settings), *vectors.shape)
+        with threads(len(os.sched_getaffinity(0)) if alone else 1):
+            index = build(kind, vectors, settings)
         return save(self.task.draft, index, {"embeddings": embeddings.fingerprint, "side": embeddings.side})

@@ -1,5 +1,8 @@
 """Search one direction, shard of anchors by shard, and write the negative table.
 
+An approximate index is searched by one thread, with the settings that `tune` chose, so that its proposals are the same
+on any number of workers.
+
 For a cross-attention model the search finds candidates, which the model's own score then ranks; one part more measures,
 for a sample of anchors scored against everything, how many of the truly hardest were among the candidates.
 """
@@ -9,10 +12,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import lru_cache
-from typing import Any, get_args
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 
@@ -25,7 +28,10 @@ from miner.artifacts.store import Store
 from pipelines.jobs import Task, artifact_at
 from pipelines.jobs.encode import model_at
 
-__all__ = ["MineJob"]
+if TYPE_CHECKING:
+    from miner.artifacts.candidates import Candidates
+
+__all__ = ["MineJob", "approximate"]
 
 _RECALL = "recall.json"
 
@@ -39,10 +45,11 @@ class MineJob:
         self.order = self.pairs.order(self.anchor)
         self.settings, self.two_stage = task.settings.mine, task.settings.two_stage
         self.k = self.settings.k
+        self.searched = self.settings.searched(len(self.pairs.ids(self.gallery)), self.two_stage)
         # What the parts find: the negatives, or what rules choose them from.
-        self.width = self.k
-        if self.settings.rules:
-            self.width = max(self.k, self.settings.candidates(len(self.pairs.ids(self.gallery)), self.two_stage))
+        self.width = max(self.k, self.searched) if self.settings.rules else self.k
+        # How an approximate index is searched, and what it then finds; None where the search is exact.
+        self.tuned = task.parent("tuned").manifest.meta if "tuned" in dict(task.parents) else None
         self.ranges = shard_ranges(len(self.order), self.settings.shard_anchors)
         self.names = [f"anchors-{index:05d}.npz" for index in range(len(self.ranges))]
         if self.two_stage:
@@ -91,14 +98,15 @@ class MineJob:
                 pass
         found = place.committed()
         assert found is not None
+        candidates = Candidates.open(found, pairs)
         selection = Selection(
-            Candidates.open(found, pairs),
+            candidates,
             pairs,
             chosen(self.settings.rules),
             self.k,
             vectors={side: _vectors(draft.store, self.task.prefix(side)) for side in (self.anchor, self.gallery)},
             # A second stage's order is not that of the vectors: what was searched deeper would not begin with it.
-            deepen=None if self.two_stage else self._search,
+            deepen=None if self.two_stage else partial(self._deeper, candidates) if self.tuned else self._search,
         )
         artifact = write_selection(draft, selection, about)
         draft.store.remove(place.prefix)
@@ -108,19 +116,29 @@ class MineJob:
         """What the index finds for some anchors: the negatives, or the candidates of rules or a two-stage search."""
         from miner.mine import mine_block
 
-        store = self.task.draft.store
+        store, k = self.task.draft.store, depth or self.searched
+        if self.tuned is not None:
+            with approximate(self.task, self.direction, k, self.tuned["search"]) as (miner, vectors):
+                return cast(NegativeBlock, miner.block(vectors[rows], rows))
         gallery = _vectors(store, self.task.prefix(self.gallery))
-        k = depth or (self.settings.candidates(len(gallery)) if self.two_stage else self.width)
         vectors = _vectors(store, self.task.prefix(self.anchor))[rows]
         return mine_block(
             vectors, _index(store, self.task.prefix("index")), gallery, self.pairs, self.direction, k, rows
         )
 
+    def _deeper(self, candidates: Candidates, rows: Any, depth: int) -> NegativeBlock:
+        """The candidates of some anchors and what an approximate search finds after them."""
+        from miner.approximate import Deeper
+
+        assert self.tuned is not None
+        with approximate(self.task, self.direction, self.searched, self.tuned["search"]) as (miner, vectors):
+            return Deeper(miner, vectors, candidates)(rows, depth)
+
     def _measure(self) -> FileRecord:
         from miner.rescore import recall
 
         random = np.random.default_rng([self.task.stage.parameters["seed"], self.task.stage.round])
-        size = min(self.settings.recall_sample, len(self.order))
+        size = min(self.task.stage.parameters["recall_sample"], len(self.order))
         sample = self.order[np.sort(random.choice(len(self.order), size, replace=False))]
         with self._score() as score:
             found = recall(self._search(sample), score, self.pairs, self.direction, self.k, depths=(1, 10))
@@ -149,13 +167,29 @@ class MineJob:
             "metric": "ip",
             "index": self.task.parent("index").manifest.meta["kind"],
             "checkpoint": checkpoint,
+            **(self.tuned or {}),
         }
         if self.two_stage:
             model = type(self.task.settings.model).__module__.rpartition(".")[2]
             measured = json.loads(self.task.draft.read_part(_RECALL))
-            searched = self.settings.candidates(len(self.pairs.ids(self.gallery)))
-            about |= {"metric": model, "num_candidates": searched, "stage_one": measured}
+            about |= {"metric": model, "num_candidates": self.searched, "stage_one": measured}
         return about
+
+
+@contextlib.contextmanager
+def approximate(
+    task: Task, direction: Direction, k: int, settings: Mapping[str, int] | None = None
+) -> Iterator[tuple[Any, Any]]:
+    """A `Miner` through the stored index, searching with one thread of faiss; the vectors of the anchors by row."""
+    from miner.approximate import Miner
+    from miner.index import SearchSettings
+    from miner.index._faiss import threads
+
+    store, (anchor, gallery) = task.draft.store, sides(direction)
+    index, vectors = _index(store, task.prefix("index")), _vectors(store, task.prefix(gallery))
+    with threads(1):
+        chosen = SearchSettings(**settings) if settings is not None else None
+        yield Miner(index, vectors, task.pairs(), direction, k, chosen), _vectors(store, task.prefix(anchor))
 
 
 def _pack(block: NegativeBlock) -> bytes:

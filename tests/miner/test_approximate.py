@@ -3,13 +3,15 @@ too little or the wrong things; and the recall that is measured and chosen."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 
 from miner import index, recall
-from miner.approximate import Miner, mine_approximately
+from miner.approximate import Deeper, Miner, mine_approximately
+from miner.artifacts.candidates import CANDIDATES, Candidates, write_candidates
 from miner.artifacts.errors import BadInput
 from miner.artifacts.manifest import Draft, canonical_json
 from miner.artifacts.negatives import NEGATIVES, NegativeBlock, NegativeTable, write_negatives
@@ -153,6 +155,65 @@ def test_few_lists_give_shortfalls_with_a_reason_and_the_table_takes_them(proble
     write_negatives(draft, [block], given.pairs, "i2t", k, {"index": "factory"})
     table = NegativeTable.open(tmp_path / "i2t", given.pairs)
     assert np.array_equal(table.negatives[block.anchor_rows], block.negatives)
+
+
+def deepened(given, direction, width: int, through, settings: SearchSettings, folder) -> tuple[Deeper, Candidates]:
+    """What searches on behind the `width` candidates of every anchor."""
+    side = {"image": given.images, "text": given.texts}
+    anchors, gallery = (side[name] for name in sides(direction))
+    miner = Miner(through, gallery, given.pairs, direction, width, settings)
+    draft = Draft(LocalStore(folder), direction, CANDIDATES, {})
+    for _ in write_candidates(draft, miner.blocks(anchors), given.pairs, direction, width, {}):
+        pass
+    candidates = Candidates.open(folder / direction, given.pairs)
+    return Deeper(miner, anchors, candidates), candidates
+
+
+@pytest.mark.parametrize("direction", ["i2t", "t2i", "t2t"])
+def test_deeper_through_an_index_that_finds_everything_is_exact(problem, direction, tmp_path):
+    given = problem(images=60)
+    gallery = {"i": given.images, "t": given.texts}[direction[-1]]
+    deeper, _ = deepened(given, direction, 5, built(gallery, "IVF8,Flat"), SearchSettings(nprobe=8), tmp_path)
+    rows = given.pairs.order(sides(direction)[0])[3:30]
+    for depth in (20, 33, len(gallery)):
+        found = deeper(rows, depth)
+        anchors = {"i": given.images, "t": given.texts}[direction[0]]
+        truth = NegativeBlock.join(
+            list(mine(anchors, index.build("flat", gallery), gallery, given.pairs, direction, depth))
+        ).cut(3, 30)
+        assert same(found, truth)
+
+
+@pytest.mark.parametrize("string", ["IVF16,Flat", "IVF16,PQ8x4fs"])
+def test_a_list_only_grows_deeper(problem, string, tmp_path):
+    """Also where what should have been among the candidates was missed: in order, each once, none a positive."""
+    given = problem(images=150)
+    through = built(given.texts, string)
+    settings = SearchSettings(nprobe=1, k_factor=1 if "k_factor" in through.knobs else None)
+    deeper, candidates = deepened(given, "i2t", 6, through, settings, tmp_path)
+    rows = given.pairs.order("image")
+    lists = [candidates.at(np.arange(len(rows))), *(deeper(rows, depth) for depth in (24, 96, 300))]
+    truth = exactly(given, "i2t", 6)
+    missed = (lists[1].negatives[:, :6] != truth.negatives).any(1)
+    assert missed.sum() > 20
+    place, size = given.pairs.places("text"), len(given.texts)
+    own = set(zip(given.pairs.image_rows.tolist(), given.pairs.text_rows.tolist(), strict=True))
+    for shorter, longer in itertools.pairwise(lists):
+        width = shorter.negatives.shape[1]
+        assert np.array_equal(longer.negatives[:, :width], shorter.negatives)
+        assert longer.scores[:, :width].tobytes() == shorter.scores.tobytes()
+    for anchor, found, scores in zip(rows.tolist(), lists[-1].negatives, lists[-1].scores, strict=True):
+        kept = found[found >= 0]
+        assert (found[len(kept) :] == -1).all()
+        assert len(set(kept.tolist())) == len(kept)
+        assert not own & {(anchor, row) for row in kept.tolist()}
+        assert (np.lexsort((place[kept], -scores[: len(kept)])) == np.arange(len(kept))).all()
+    # Whoever can be filled is: with four times the effort each time, most lists are looked into at last.
+    assert (lists[2].negatives >= 0).all(1).mean() > 0.9
+    assert size > 300
+    some = rows[17:23]
+    parts = NegativeBlock.join([deeper(some[:2], 96), deeper(some[2:], 96)])
+    assert np.array_equal(parts.negatives, lists[2].negatives[17:23])
 
 
 class Broken:

@@ -158,6 +158,14 @@ def test_bytes_do_not_depend_on_threads_blocks_or_shards(string, monkeypatch, tm
     assert factory.build(vectors, config).dumps() == whole.dumps()
 
 
+def test_what_depends_on_threads_is_known():
+    """Turned vectors and graphs; the others are shown not to, above."""
+    steady = {string for string in FAMILIES if factory.steady(factory.Config(string), 2000, 16)}
+    assert steady == {s for s in FAMILIES if not any(word in s for word in ("PCA", "OPQ", "RR", "HNSW"))}
+    assert factory.steady(factory.Config("auto"), 5_000_000, 16)
+    assert not factory.steady(factory.Config("auto"), 100_000_000, 16)  # its centres are found by a graph
+
+
 def test_seed_and_training_sample_count():
     vectors = clustered(5000)
     made = {

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 
@@ -57,18 +59,65 @@ def test_recall_is_chosen_measured_and_stored(given, oracle, tmp_path):
         assert provenance(tmp_path / "b" / direction)["recall"]["recall"]["5"] == 1
 
 
-def test_with_rules_nothing_is_searched_deeper(given, tmp_path):
+@pytest.mark.parametrize("rules", [["max-score:score=6"], ["max-score:score=6", "hub-cap:most=9"]])
+def test_with_rules_it_searches_deeper_through_the_index(given, tmp_path, rules):
+    """With all lists looked into that is what exact search finds."""
     _, folder = given
+    said = [part for rule in rules for part in ("--rule", rule)]
     run("build-index", folder, "--factory", "IVF16,Flat", "--out", tmp_path / "index")
-    index = ["--index", tmp_path / "index", "--nprobe", 4]
-    said = run("mine", folder, "--k", 5, *index, "--rule", "max-score:score=6", "--out", tmp_path / "a")
-    assert "dropped by max_score" in said
-    assert "deep\n" not in said
+    index = ["--index", tmp_path / "index", "--nprobe"]
+    told = run("mine", folder, "--k", 5, *index, 4, *said, "--out", tmp_path / "a")
+    assert "dropped by max_score" in told
+    assert "deep\n" in told
     run("check", tmp_path / "a" / "i2t")
     about = provenance(tmp_path / "a" / "i2t")
     assert about["index"] == "factory"
     assert about["search"]["nprobe"] == 4
     assert 0 < about["recall"]["recall"]["10"] <= 1  # of the candidates
+    again = run("mine", folder, "--k", 5, *index, 4, *said, "--out", tmp_path / "a")
+    assert (again.count("already searched"), again.count("already done")) == (2, 2)
+    run("mine", folder, "--k", 5, *index, 16, *said, "--out", tmp_path / "all")
+    run("mine", folder, "--k", 5, *said, "--out", tmp_path / "exact")
+    for direction in ("i2t", "t2i"):
+        for name in ("negatives.parquet", "shortfalls.parquet", "dropped.parquet"):
+            found, expected = (pd.read_parquet(tmp_path / place / direction / name) for place in ("all", "exact"))
+            pd.testing.assert_frame_equal(found, expected)
+        deepened = [json.loads((tmp_path / p / direction / "manifest.json").read_text()) for p in ("all", "exact")]
+        assert deepened[0]["meta"]["deepened"] == deepened[1]["meta"]["deepened"] != {}
+    # Without the index at hand nothing is searched deeper, and that is said.
+    run("filter", folder, "--candidates", tmp_path / "a" / "candidates", "--k", 5, *said, "--out", tmp_path / "b")
+    reasons = pd.read_parquet(tmp_path / "b" / "i2t" / "shortfalls.parquet")["reason"]
+    assert len(reasons) > 0
+    assert reasons.str.contains("nothing to search deeper in").all()
+
+
+def test_the_sample_is_asked_for_and_stored(given, tmp_path):
+    _, folder = given
+    run("build-index", folder, "--factory", "IVF16,Flat", "--out", tmp_path / "index")
+    index = ["--direction", "i2t", "--index", tmp_path / "index"]
+    told = run("mine", folder, "--k", 5, *index, "--nprobe", 1, "--recall-sample", 40, "--out", tmp_path / "a")
+    few = provenance(tmp_path / "a" / "i2t")["recall"]
+    assert few["anchors"] == 40
+    assert f"(95% interval {few['interval'][0]:.4f} to {few['interval'][1]:.4f}, 40 anchors)" in told
+    other = run("mine", folder, "--k", 5, *index, "--nprobe", 1, "--recall-sample", 41, "--out", tmp_path / "a", code=3)
+    assert "nothing is overwritten" in other
+    run("mine", folder, "--k", 5, *index, "--nprobe", 1, "--out", tmp_path / "b")
+    many = provenance(tmp_path / "b" / "i2t")["recall"]
+    assert many["anchors"] == 150  # half of the images, as there are fewer than 2,000
+    assert np.ptp(few["interval"]) > np.ptp(many["interval"])
+
+
+def test_who_was_searched_again_is_counted(given, tmp_path):
+    made, folder = given
+    run("build-index", folder, "--factory", "IVF16,Flat", "--out", tmp_path / "index")
+    index = ["--direction", "i2t", "--index", tmp_path / "index"]
+    told = run("mine", folder, "--k", 300, *index, "--nprobe", 1, "--out", tmp_path / "a")
+    again, short = re.search(r"i2t: (\d+) anchors were searched again, .*; (\d+) have fewer than 300", told).groups()
+    table = NegativeTable.open(tmp_path / "a" / "i2t", made.pairs)
+    assert int(short) == (table.num_negatives < 300).sum() > 0
+    assert int(again) == 300  # no list holds 300 of 945 texts
+    told = run("mine", folder, "--k", 5, *index, "--nprobe", 16, "--out", tmp_path / "b")
+    assert "i2t: 0 anchors were searched again, deeper and harder; 0 have fewer than 5 all the same" in told
 
 
 def test_where_it_does_not_apply(given, tmp_path):
@@ -78,6 +127,7 @@ def test_where_it_does_not_apply(given, tmp_path):
     out = ["--out", tmp_path / "a"]
     exact = "for approximate indexes, and this search is exact"
     assert exact in run("mine", folder, "--recall", 0.9, *out, code=3)
+    assert "--recall-sample is " + exact in run("mine", folder, "--recall-sample", 9, *out, code=3)
     assert exact in run("mine", folder, "--index", tmp_path / "flat", "--nprobe", 3, *out, code=3)
     index = ["--direction", "i2t", "--index", tmp_path / "index"]
     assert "give one of them" in run("mine", folder, *index, "--recall", 0.9, "--nprobe", 3, *out, code=3)

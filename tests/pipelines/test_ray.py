@@ -70,6 +70,20 @@ def test_any_number_of_workers_gives_the_bytes_of_one_process(
     assert hashes(root) == undisturbed
 
 
+def test_an_approximate_index_gives_the_bytes_of_one_process(folder: Path, tmp_path: Path) -> None:
+    raw = raw_settings(
+        folder,
+        run={"rounds": 1, "first_epochs": 1, "epochs": 1},
+        mine={"recall": 0.8, "recall_sample": 20, "rules": ["relative-margin:margin=0.2"]},
+        executor={"kind": "ray", "workers": 2},
+    )
+    run_file = write_toml(tmp_path / "run.toml", {**raw, "index": {"factory": "PCAR8,IVF6,SQ8"}})
+    for name in ("inline", "ray"):
+        finish(start(run_file, tmp_path / name, "--executor", name), tmp_path / name)
+    assert hashes(tmp_path / "ray") == hashes(tmp_path / "inline")
+    assert list(tmp_path.glob("ray/rounds/001/tune-i2t/*/tuned.json"))
+
+
 def seen(root: Path, pattern: str) -> Callable[[], bool]:
     """Whether a file that matches is there."""
     return lambda: next(iter((root / "rounds").glob(pattern)), None) is not None
