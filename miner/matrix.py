@@ -33,7 +33,7 @@ from miner.scores import Unit, norms
 from miner.search import Excluded, Gallery, Hits
 from miner.tiles import extent, fastest
 
-__all__ = ["Grid", "forget", "grid_for", "mine_exhaustively", "ordered", "reach"]
+__all__ = ["Grid", "deepest", "forget", "grid_for", "mine_exhaustively", "ordered", "reach"]
 
 Vectors = npt.NDArray[np.floating[Any]]
 Rows = npt.NDArray[np.int64]
@@ -205,15 +205,8 @@ class _Matrix:
         return (rows, columns) if direction == self.of_rows else (columns, rows)
 
     def _depth(self, direction: AnyDirection, gallery: range) -> int:
-        """How many candidates of an anchor are looked for in a part of the gallery: enough for 99 of 100."""
-        offsets, positives = self.pairs.positives_of(direction)
-        if len(gallery) < len(self.order[sides(direction)[1]]):
-            place = self.pairs.places(sides(direction)[1])[positives]
-            inside = (place >= gallery.start) & (place < gallery.stop)
-            counts = np.diff(np.concatenate([[0], np.cumsum(inside)])[offsets])
-        else:
-            counts = np.diff(offsets)
-        return min(self.k + int(np.quantile(counts, 0.99)) + 1, len(gallery))
+        """How many candidates of an anchor are looked for in a part of the gallery."""
+        return min(deepest(self.pairs, direction, self.k, gallery), len(gallery))
 
     def _tiles(self, rows: range) -> Any:
         """Tiles over some rows of the matrix."""
@@ -263,6 +256,18 @@ class _Matrix:
             return direction, proposal.start, searched.ranked(queries, k, proposal.rows, proposal.ceiling, own)
 
         return rank
+
+
+def deepest(pairs: Pairs, direction: AnyDirection, k: int, gallery: range | None = None) -> int:
+    """How many candidates of an anchor to look for, in a part of the gallery (positions in id order) or in all of it,
+    so that 99 of 100 anchors have k besides their positives."""
+    offsets, positives = pairs.positives_of(direction)
+    counts = np.diff(offsets)
+    if gallery is not None:
+        place = pairs.places(sides(direction)[1])[positives]
+        inside = (place >= gallery.start) & (place < gallery.stop)
+        counts = np.diff(np.concatenate([[0], np.cumsum(inside)])[offsets])
+    return k + int(np.quantile(counts, 0.99)) + 1
 
 
 def _shifted(progress: Callable[[int], None], before: int, done: int) -> None:

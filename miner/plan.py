@@ -23,7 +23,7 @@ from miner.artifacts.negatives import NegativeBlock
 from miner.artifacts.pairs import Direction, Pairs, Side, Within, sides
 from miner.filters import Chosen
 from miner.index import build
-from miner.matrix import Grid, grid_for, ordered, reach
+from miner.matrix import Grid, deepest, grid_for, ordered, reach
 from miner.memory import readable
 from miner.mine import mine
 from miner.scores import norms
@@ -32,7 +32,7 @@ from miner.select import Selection
 from miner.tiles import fastest
 
 __all__ = [
-    "Choosing", "Plan", "Stage", "always_held", "check_fits", "last_stages", "plan", "reading", "score_seconds",
+    "Choosing", "Plan", "Stage", "always_held", "check_fits", "last_stages", "plan", "reading",
     "small",
 ]  # fmt: skip
 
@@ -41,6 +41,7 @@ Vectors = npt.NDArray[np.floating[Any]]
 _LIBRARIES = 400 * 2**20  # numpy, pyarrow and torch, loaded
 _PER_ITEM = 200  # bytes: ids, their order, who belongs to whom
 _PER_ROW = 7.0  # bytes of a Parquet row: half a score, an id's number, packed
+_PANEL = 56 * 2**20  # of a thread: a tile, its digits, what is picked from it
 _ROWS, _COLUMNS = 8192, 16384  # of the sample
 _PAIRS = 8192  # of the sample that rules and indexes are tried on
 _BLOCK = 192 * 2**20  # a million candidates, judged
@@ -116,21 +117,22 @@ def plan(
         num_rows, num_columns = len(pairs.ids(small)), len(pairs.ids(large))
         dim, itemsize = vectors[small].shape[1], vectors[small].dtype.itemsize
         both = len(asked) > 1
-        grid = grid_for(
-            num_rows, num_columns, dim, itemsize, k + 2 if both or sides(asked[0])[0] == small else 0, memory
-        )
+        deep = {sides(direction)[0]: deepest(pairs, direction, k) for direction in asked}
+        of_rows = deep.get(small, 0) if small != large else 0
+        grid = grid_for(num_rows, num_columns, dim, itemsize, of_rows, memory)
         shards = grid.shards()
         grids.append(grid)
         scores += num_rows * num_columns
-        rows = grid.rows * (dim * (itemsize + 8) + (8 * (3 * k + 70) if both else 0) + 64)
-        panels = threads * (72 * 2**20 + exhaustive.TILE[1] * (8 * (3 * k + 70) + 12 * dim))
+        held = grid.rows * (dim * (itemsize + 8) + (8 * (3 * of_rows + 64) if of_rows else 0) + 64)
+        panels = threads * (_PANEL + exhaustive.TILE[1] * (8 * (3 * deep.get(large, 0) + 64) + 12 * dim))
         kept = 8 * k * sum(len(a) + len(b) if both else len(b) for a, b in shards) if len(shards) > 1 else 0
         lists = 0 if kept else 8 * k * (num_rows + num_columns if both else num_columns)
         seconds = None
         if timed:
-            seconds = score_seconds(vectors, pairs, small, large, k, threads) * num_rows * num_columns
+            ranked = sum(len(columns) * (large in deep) + len(rows) * bool(of_rows) for rows, columns in shards)
+            seconds = pace(vectors, pairs, small, large, k, threads).of(num_rows * num_columns, ranked)
         what = " and ".join(asked)
-        stages.append(Stage(f"search {what}", seconds, always + rows + panels + lists, kept))
+        stages.append(Stage(f"search {what}", seconds, always + held + panels + lists, kept))
     stages += last_stages(vectors, pairs, directions, k, choosing, threads, timed)
     return Plan(tuple(stages), tuple(grids), scores)
 
@@ -244,17 +246,33 @@ def _choosing(
     return (time.perf_counter() - began) / len(found)
 
 
-def score_seconds(
-    vectors: Mapping[Side, Vectors], pairs: Pairs, small: Side, large: Side, k: int, threads: int
-) -> float:
-    """Seconds a score, of comparing some columns with some rows and ranking what is found for the columns."""
+@dataclass(frozen=True)
+class Pace:
+    """Seconds a score, of comparing, and seconds an anchor, of ranking what is found for it."""
+
+    score: float
+    anchor: float
+
+    def of(self, scores: int, anchors: int) -> float:
+        return self.score * scores + self.anchor * anchors
+
+
+def pace(vectors: Mapping[Side, Vectors], pairs: Pairs, small: Side, large: Side, k: int, threads: int) -> Pace:
+    """Of some columns with some rows, and with half of these: what did not halve is ranking."""
     order = {side: pairs.order(side) for side in (small, large)}
     rows = np.ascontiguousarray(vectors[small][order[small][:_ROWS]])
     columns = np.ascontiguousarray(vectors[large][order[large][:_COLUMNS]])
+    whole, half = (_seconds(some, columns, k, threads) for some in (rows, rows[: max(1, len(rows) // 2)]))
+    ranking = min(max(0.0, 2 * half - whole), 0.9 * whole)
+    return Pace((whole - ranking) / (len(rows) * len(columns)), ranking / len(columns))
+
+
+def _seconds(rows: Vectors, columns: Vectors, k: int, threads: int) -> float:
+    """Of comparing them, and ranking what is found for the columns."""
     reached = {"rows": reach(rows), "columns": reach(columns)}
     tiles = fastest(rows, norms(rows), columns, reached["columns"][0], reached["rows"][1], reached["columns"][1])
     gallery = Gallery(ordered(rows, np.arange(len(rows))), np.arange(len(rows)), reached["rows"][0])
-    k = min(k, len(rows))
+    depth, k = (min(k + 2, len(columns)), min(k + 2, len(rows))), min(k, len(rows))
 
     def rank(proposal: exhaustive.Proposal) -> Hits:
         queries = np.asarray(columns[proposal.start : proposal.start + len(proposal.rows)], dtype=np.float32)
@@ -262,12 +280,9 @@ def score_seconds(
         return gallery.ranked(queries, k, proposal.rows, proposal.ceiling, nothing)
 
     began = time.perf_counter()
-    depth = min(k + 2, len(columns))
-    for _ in exhaustive.search(
-        tiles, len(rows), columns, depth, min(k + 2, len(rows)), _nothing, rank, threads=threads
-    ):
+    for _ in exhaustive.search(tiles, len(rows), columns, *depth, _nothing, rank, threads=threads):
         pass
-    return (time.perf_counter() - began) / (len(rows) * len(columns))
+    return time.perf_counter() - began
 
 
 def _nothing(proposal: exhaustive.Proposal) -> Hits:

@@ -11,6 +11,8 @@ import click
 
 from miner import __version__
 from miner.artifacts.command import CommandGroup
+from pipelines.commands.schedule import schedule
+from pipelines.commands.submit import submit
 
 if TYPE_CHECKING:
     from pipelines.settings import Settings
@@ -25,6 +27,8 @@ Examples:
   pipelines run run.toml --executor inline      no cluster: everything in this process
   pipelines run run.toml --address 10.0.0.1:6379
   pipelines status runs/demo
+  pipelines submit run.toml --run-dir /shared/run --address http://127.0.0.1:8265
+  pipelines schedule slurm run.toml --run-dir /shared/run --at "0 2 * * *"
 """
 
 
@@ -141,6 +145,10 @@ def status(run_dir: Path, as_json: bool) -> None:
     click.echo(plan_table(steps))
     if views:
         click.echo("\n" + summary_table(views))
+
+
+for _command in (submit, schedule):
+    main.add_command(_command)
 
 
 def _settings(

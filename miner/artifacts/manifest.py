@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from miner.artifacts.errors import BadInput, DamagedArtifact
+from miner.artifacts.probe import proven_once
+from miner.artifacts.records import FileRecord, digest_file, whole_copy
 from miner.artifacts.store import LocalStore, Store
 
 __all__ = [
@@ -36,7 +38,6 @@ __all__ = [
 MANIFEST = "manifest.json"
 _FORMAT = "quintain/1"
 _BASENAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
-_CHUNK = 1 << 22
 
 
 def canonical_json(value: object) -> bytes:
@@ -47,24 +48,6 @@ def canonical_json(value: object) -> bytes:
 def input_key(kind: str, inputs: Mapping[str, Any]) -> str:
     """SHA-256 over the kind and everything that determines the output."""
     return hashlib.sha256(canonical_json({"kind": kind, "inputs": inputs})).hexdigest()
-
-
-def digest_file(path: Path) -> str:
-    """SHA-256 of a file, read in chunks."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """One file of an artifact: size in bytes, rows (0 where rows mean nothing), SHA-256."""
-
-    bytes: int
-    rows: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -142,10 +125,10 @@ class Artifact:
         """Local path of one file, checked as it is now, to memory-map. Raises DamagedArtifact."""
         record = self._record(name)
         try:
-            path = self.store.local(f"{self.prefix}/{name}")
+            path = whole_copy(self.store, f"{self.prefix}/{name}", record)
         except FileNotFoundError as missing:
             raise self._damaged(name, "is missing") from missing
-        if path.stat().st_size != record.bytes or digest_file(path) != record.sha256:
+        if path is None:
             raise self._damaged(name, "is not the file that was committed")
         return path
 
@@ -241,12 +224,9 @@ class Draft:
     def part_path(self, name: str) -> Path | None:
         """Local path of a part that was finished and is whole, to memory-map."""
         try:
-            record = self._part_record(name)
-            path = self.store.local(f"{self.prefix}/{name}")
+            return whole_copy(self.store, f"{self.prefix}/{name}", self._part_record(name))
         except (DamagedArtifact, FileNotFoundError):
             return None
-        whole = path.stat().st_size == record.bytes and digest_file(path) == record.sha256
-        return path if whole else None
 
     def read_part(self, name: str) -> bytes:
         """Bytes of a finished part. Raises DamagedArtifact, or FileNotFoundError when it was never finished."""
@@ -258,8 +238,9 @@ class Draft:
 
     def _part_record(self, name: str) -> FileRecord:
         where = f"{self.store.url}/{self.prefix}/{name}.done"
+        data = self.store.read(f"{self.prefix}/{name}.done")
         try:
-            done = json.loads(self.store.read(f"{self.prefix}/{name}.done"))
+            done = json.loads(data)
             key = done.pop("input_key")
             record = FileRecord(**done)
         except (ValueError, KeyError, TypeError, AttributeError) as broken:
@@ -285,8 +266,12 @@ class Draft:
         return found
 
     def commit(self, files: Mapping[str, FileRecord], meta: Mapping[str, Any]) -> Artifact:
-        """Write the manifest. If another writer was first, its artifact is the one that counts."""
+        """Write the manifest. If another writer was first, its artifact is the one that counts.
+
+        Raises BadInput where the store cannot tell who was first, and when the artifact there has other inputs.
+        """
         manifest = Manifest(self.kind, dict(self.inputs), dict(files), dict(meta))
+        proven_once(self.store)
         self.store.create(f"{self.prefix}/{MANIFEST}", manifest.dumps())
         found = self.committed()
         assert found is not None

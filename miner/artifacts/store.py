@@ -1,4 +1,4 @@
-"""Where artifacts live, behind one small interface: local disk now, object stores by one more class.
+"""Where artifacts live, behind one small interface: a folder here, a bucket in `object_store.py`.
 
 Names are relative, `/`-separated and contained in the store. Two writes exist. `create` is the commit: it makes a
 name appear whole and only if it was absent, so of several writers exactly one wins. `put` moves a finished file into
@@ -20,7 +20,9 @@ __all__ = ["LocalStore", "Store"]
 
 
 class Store(Protocol):
-    """Named bytes. Every method raises OSError when the storage fails and BadInput for a name that leaves the store."""
+    """Named bytes. Every method raises OSError when the storage fails and BadInput for a name that leaves the store.
+
+    What an object store raises is a BadInput or a Retryable as well, and says in a sentence what to do."""
 
     def __hash__(self) -> int: ...
 
@@ -49,6 +51,10 @@ class Store(Protocol):
 
     def local(self, name: str) -> Path:
         """A local file holding the content of `name`, to memory-map. Raises FileNotFoundError."""
+        ...
+
+    def forget(self, name: str) -> bool:
+        """Drop what `local` keeps beside the storage, because it is damaged. False when nothing is kept."""
         ...
 
     def scratch(self, prefix: str, suffix: str = "") -> Path:
@@ -128,6 +134,9 @@ class LocalStore:
         if not path.is_file():
             raise FileNotFoundError(2, "No such file", str(path))
         return path
+
+    def forget(self, name: str) -> bool:
+        return False
 
     def scratch(self, prefix: str, suffix: str = "") -> Path:
         folder = self._path(prefix)
