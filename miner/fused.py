@@ -91,7 +91,6 @@ class _Best:
         self.candidates = torch.full((items, self.room), -1, dtype=torch.int32, **of)
         self.fill = torch.zeros(items, dtype=torch.int64, **of)
         self.cut = torch.full((items,), -torch.inf, dtype=torch.float32, **of)
-        self.full = torch.zeros(items, dtype=torch.bool, **of)
         self.error = torch.from_numpy(error).to(fused.device)
 
     def take(self, start: int, tile: Any, offset: int) -> None:
@@ -132,7 +131,6 @@ class _Best:
         keep = scores > self.cut[items, None]
         if not last:
             full = keep.sum(1) > self.room - self.depth // 2 - 1
-            self.full[items] |= full
             self.cut[items[full]] = torch.inf
             keep[full] = False
         self.scores[items] = scores.where(keep, torch.full_like(scores, -torch.inf))
@@ -143,9 +141,8 @@ class _Best:
         """As `Best.settle`."""
         self.sort_out(at, last=True)
         torch = self.torch
-        ceiling = self.cut[at].double() + self.error[at]
+        ceiling = self.cut[at].double() + self.error[at]  # inf for what is full
         ceiling[self.cut[at] == -torch.inf] = -torch.inf
-        ceiling[self.full[at]] = torch.inf
         width = max(1, int(self.fill[at].max()))
         return self.candidates[at, :width].cpu().numpy(), ceiling.cpu().numpy()
 

@@ -302,3 +302,45 @@ def test_a_device_is_off_by_no_more_than_it_says(shape):
     if shape == "normal":
         truth = rows.astype("f8") @ columns.astype("f8").T
         assert made.row_error.max() < truth.std() / 20
+
+
+def on_a_device(items: int, depth: int, error: float, others: int):
+    """A `fused._Best`, as it is made for the columns of a search."""
+    torch = pytest.importorskip("torch", reason="torch keeps these lists, and is not installed")
+    made = fused.Fused(np.ones((1, 1), np.float32), np.ones(1), 1.0, fused.device() or "cpu")
+    return torch, fused._Best(made, items, depth, np.full(items, error), others)
+
+
+@pytest.mark.parametrize("portion", [90, 900, 7])
+def test_a_device_keeps_what_may_be_best(portion):
+    """As above; the tile lies either way in memory, and begins in the middle of the items."""
+    rng = np.random.default_rng(9)
+    items, depth, error = 6, 4, 30.0
+    true = rng.normal(scale=1000, size=(items, 900))
+    seen = (true + rng.uniform(-error, error, size=true.shape)).astype(np.float32)
+    torch, best = on_a_device(items, depth, error + 1, 900)
+    for number, start in enumerate(range(0, 900, portion)):
+        part = torch.from_numpy(seen[:, start : start + portion]).to(best.scores.device)
+        part = part.T.contiguous().T if number % 2 else part.contiguous()
+        best.take(0, part[:2], start)
+        best.take(2, part[2:], start)
+    found, ceiling = best.settle(slice(0, items))
+    for item in range(items):
+        kept = set(found[item][found[item] >= 0].tolist())
+        assert set(np.argsort(-true[item])[:depth].tolist()) <= kept
+        assert len(kept) < 40
+        left = np.setdiff1d(np.arange(900), list(kept))
+        assert true[item][left].max() <= ceiling[item]
+        assert ceiling[item] < np.sort(true[item])[-depth] + 3 * error
+
+
+def test_a_device_whose_list_is_full_proves_nothing():
+    torch, best = on_a_device(2, 2, 5.0, 501)
+    scores = torch.full((2, 501), -torch.inf)
+    scores[0, :500], scores[1, 500] = 1.0, 7.0
+    best.cut[:] = -100.0  # so that nothing is known of the depth-th best
+    best.take(0, scores.to(best.scores.device), 0)
+    found, ceiling = best.settle(slice(0, 2))
+    assert ceiling.tolist() == [np.inf, -95.0]
+    assert (found[0] == -1).all()
+    assert found[1][0] == 500
