@@ -79,6 +79,7 @@ def build_index(
     table. Lists are worth it from about 100,000 vectors on, when an index is searched often; what is mined just once
     is often mined sooner without any.
     """
+    from miner.artifacts.errors import BadInput
     from miner.artifacts.lock import hold
     from miner.folder import open_folder
     from miner.index import save
@@ -86,10 +87,17 @@ def build_index(
     from miner.memory import readable
 
     opened = open_folder(folder)
+    sides = chosen(side, "image", "text")
+    for each in sides:
+        if (out / f"{each}s.npy").exists():
+            raise BadInput(
+                f"{out}: {each}s.npy is here, and an index in {each}/ beside it would be taken for vectors too; choose "
+                "another --out."
+            )
     set_threads(threads)
     settings = {"train_sample": train_sample or 0, "seed": seed}
     click.get_current_context().with_resource(hold(out))
-    for each in chosen(side, "image", "text"):
+    for each in sides:
         draft = index_draft(out, opened, each, metric, factory, **settings)
         draft.store.sweep(draft.prefix)
         done = draft.committed()

@@ -65,9 +65,10 @@ def export(
     chosen, config = configured(spoken)
     files = files_of(chosen, config, out, force=force)
     mined = Mined.open(table, pairs, negatives, texts, images, progress(out.name, "anchors", brief=True))
-    for given in (pairs, texts, images):
-        if given is not None and given.resolve() in [file.resolve() for file in files]:
-            raise BadInput(f"{given}: this file is read and cannot be written too; choose another --out.")
+    given = [each for each in (table, pairs, texts, images) if each is not None]
+    for read in (path for each in given for path in (each.iterdir() if each.is_dir() else [each])):
+        if read.resolve() in [file.resolve() for file in files]:
+            raise BadInput(f"{read}: this file is read and cannot be written too; choose another --out.")
     rows = write(chosen, config, mined, files, force=force)
     _summary(mined, rows, files)
     click.echo(f"    read it: {chosen.read_with(config, out)}")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from miner.artifacts.ids import Ids
 from miner.artifacts.pairs import Direction, Pairs, sides
 
 
@@ -63,7 +64,7 @@ def problem() -> Callable[..., Problem]:
         num_texts = int(counts.sum())
         image_ids = tuple(f"{i * 7919 % 10007}" for i in range(images))
         text_ids = tuple(f"t{t * 104729 % 1000003}" for t in range(num_texts))
-        pairs = Pairs(image_ids, text_ids, image_rows, text_rows)
+        pairs = Pairs(Ids(image_ids), Ids(text_ids), image_rows, text_rows)
 
         def draw(rows: int) -> np.ndarray:
             if grid:

@@ -109,7 +109,8 @@ def _vectors(
     from trainer.shards import commit_shards, encode_shard
 
     artifact, found, dataset = open_checkpoint(checkpoint, data, fold, split)
-    model = found.model(default_device())
+    device = default_device()
+    model = found.model(device)
     # A cross-attention model's regions and words, for `trainer rescore`.
     elements = "float16" if isinstance(model, PairScorer) else None
     shard_rows = shard_rows or (1024 if elements else 16384)
@@ -140,7 +141,7 @@ def _vectors(
             for shard, rows in enumerate(ranges)
         ]
         commit_shards(draft, shards, ids, side, meta, elements=elements is not None)
-        click.echo(f"{side}s: {len(ids)} vectors of dim {model.dim}, {out / side}")
+        click.echo(f"{side}s: {len(ids)} vectors of dim {model.dim}, encoded on the {device.type}, {out / side}")
     write_pairs(out / "pairs.csv", dataset.pairs)
 
 
