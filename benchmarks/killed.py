@@ -123,7 +123,8 @@ def main(work: Path, images: int, texts: int, k: int, limit: float, kills: int, 
     folder = work / f"vectors-{images}-{texts}"
     prepare(folder, images, texts)
     most = int(limit * 2**30)
-    whole, broken, known = work / "whole", work / "broken", work / "undisturbed.json"
+    size = f"{images}-{texts}-{k}"
+    whole, broken, known = (work / f"{name}-{size}" for name in ("whole", "broken", "undisturbed"))
     if not known.exists():
         began = time.monotonic()
         _, memory = finished(start(folder, whole, k, most))

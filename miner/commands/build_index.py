@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from miner.commands.shown import FOLDER, METRIC, OUT, THREADS, chosen
+from miner.commands.shown import FOLDER, METRIC, OUT, THREADS, chosen, refuse
 
 if TYPE_CHECKING:
     from miner.artifacts.manifest import Draft
@@ -86,6 +86,7 @@ def build_index(
     from miner.index._faiss import set_threads
     from miner.memory import readable
 
+    refuse(factory == "Flat", "is for an approximate index, and --factory is Flat", "train_sample", "seed")
     opened = open_folder(folder)
     sides = chosen(side, "image", "text")
     for each in sides:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from miner.commands.shown import progress, summary
+from miner.commands.shown import progress, refuse, summary
 
 if TYPE_CHECKING:
     from miner.artifacts.pairs import Pairs
@@ -85,6 +85,9 @@ def check(
         raise click.UsageError("give --pairs or --vectors, not both: a folder of vectors has its own pairs.")
     if texts is not None and pairs_from is None and vectors is None:
         raise click.UsageError("--texts needs --pairs or --vectors: they say whose positives the texts are.")
+    refuse(
+        vectors is None, "is for scores computed again from --vectors, and none are given", "metric", "sample", "seed"
+    )
     rows = open_rows(table)
     folder, pairs = _opened(pairs_from, vectors)
     found = direction_of(rows, direction, pairs)

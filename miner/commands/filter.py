@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from miner.commands.shown import FOLDER, OUT, THREADS, progress, summary
+from miner.commands.shown import FOLDER, OUT, THREADS, progress, refuse, summary
 from miner.spoken import Described
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from miner.folder import Folder
     from miner.select import Selection
 
-__all__ = ["RULES", "Rules", "filter_candidates", "filter_direction"]
+__all__ = ["RULES", "Rules", "check_looks", "filter_candidates", "filter_direction"]
 
 _FILE = click.Path(path_type=Path)
 _DIRECTIONS: tuple[Direction | Within, ...] = ("i2t", "t2i", "i2i", "t2t")
@@ -92,6 +92,8 @@ def filter_candidates(
     from miner.index._faiss import set_threads
 
     rules = chosen(said)
+    refuse(no_deepen, "bounds how deep is searched, and --no-deepen is there", "max_candidates")
+    check_looks(rules)
     opened = open_folder(folder)
     found = _candidates(source, opened, direction)
     wanted = [direction] if direction else list(found)
@@ -99,6 +101,13 @@ def filter_candidates(
     click.get_current_context().with_resource(hold(out))
     for each in wanted:
         filter_direction(out, filtering, each)
+
+
+def check_looks(rules: Sequence[Chosen]) -> None:
+    """Raise BadInput for texts or pictures that no rule looks at."""
+    looked = {side for rule in rules for side in rule.contents}
+    for side in ("text", "image"):
+        refuse(side not in looked, f"are for rules that look at {side}s, and there is none", f"{side}s")
 
 
 @dataclass

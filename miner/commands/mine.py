@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from miner.commands.filter import RULES, Filtering, Rules, filter_direction
+from miner.commands.filter import RULES, Filtering, Rules, check_looks, filter_direction
 from miner.commands.search import Search, with_opposites
-from miner.commands.shown import DIRECTION, FOLDER, MEMORY, METRIC, OUT, THREADS, chosen
+from miner.commands.shown import DIRECTION, FOLDER, MEMORY, METRIC, OUT, THREADS, chosen, refuse
 from miner.commands.stored import index_options, stored_indexes
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def mine(
     rules = rules_of(said)
     if max_candidates and not (rules or num_candidates):
         raise BadInput("--max-candidates bounds how deep rules are searched for; give a --rule too, or leave it out.")
+    check_looks(rules)
     budget = parse_size(memory) if memory else None
     opened = open_folder(folder)
     if metric == "ip" and not opened.unit_length():
@@ -107,6 +108,7 @@ def mine(
     click.get_current_context().with_resource(hold(out))
     how = (nprobe, ef_search, k_factor)
     indexes = stored_indexes(index_folder, opened, directions, metric, recall, recall_sample, how)
+    refuse(bool(indexes), "bounds an exact search, not one through --index", "memory")
     choosing = Choosing(rules, k, directions) if rules or num_candidates is not None else None
     search = Search(opened, out, metric, indexes, threads, budget, choosing)
     if choosing is None:

@@ -10,7 +10,7 @@ import click
 
 from miner.commands.filter import RULES
 from miner.commands.search import with_opposites
-from miner.commands.shown import DIRECTION, FOLDER, MEMORY, METRIC, THREADS, chosen
+from miner.commands.shown import DIRECTION, FOLDER, MEMORY, METRIC, THREADS, chosen, refuse
 from miner.commands.stored import index_options, stored_indexes, to_be_built
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ def plan(
     else:
         stored = stored_indexes(index_folder, opened, directions, metric, recall, recall_sample, how)
         indexes = {side: each.planned() for side, each in stored.items()}
+    refuse(bool(indexes), "bounds an exact search, not one through an index", "memory")
     threads = set_threads(threads)
     if indexes:
         found = plan_through(vectors, opened.pairs, directions, width, indexes, threads, choosing=choosing)

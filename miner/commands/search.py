@@ -132,7 +132,7 @@ class Search:
         """Each direction with its negatives: from one pass for all of them, or with an index one search each."""
         from miner.artifacts.pairs import sides
         from miner.fused import device
-        from miner.index._faiss import MAX_GPU_DEPTH, num_gpus
+        from miner.index._faiss import MAX_GPU_DEPTH, num_gpus, unseen
         from miner.index.factory import Config
         from miner.matrix import mine_exhaustively
         from miner.memory import half, in_all
@@ -147,7 +147,8 @@ class Search:
         too_deep = k > MAX_GPU_DEPTH // 2  # and positives come on top
         if not self.indexes and (gpu or num_gpus() == 0 or too_deep):
             why = f", as k = {k} is deeper than FAISS looks on a gpu" if num_gpus() and not gpu else ""
-            where = f"the gpu ({gpu})" if gpu else "the cpu"
+            note = f" ({unseen()})" if unseen() and not gpu else ""
+            where = f"the gpu ({gpu})" if gpu else f"the cpu{note}"
             click.echo("comparing " + " and ".join(_compared(self.opened, directions)) + f" on {where}{why}")
             memory = self.memory or half()
             planned = plan(vectors, pairs, directions, k, memory, threads, choosing=self.choosing, timed=False)

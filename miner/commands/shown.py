@@ -12,7 +12,7 @@ import click
 if TYPE_CHECKING:
     from miner.artifacts.manifest import Artifact
 
-__all__ = ["DIRECTION", "FOLDER", "MEMORY", "METRIC", "OUT", "THREADS", "chosen", "progress", "summary"]
+__all__ = ["DIRECTION", "FOLDER", "MEMORY", "METRIC", "OUT", "THREADS", "chosen", "progress", "refuse", "summary"]
 
 FOLDER = click.argument("folder", type=click.Path(path_type=Path))
 OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
@@ -38,6 +38,19 @@ THREADS = click.option("--threads", type=click.IntRange(min=1), help="Threads to
 def chosen(choice: str, *all_of_them: str) -> list[Any]:
     """`both` as all of them."""
     return list(all_of_them) if choice == "both" else [choice]
+
+
+def refuse(useless: bool, why: str, *names: str) -> None:
+    """Raise BadInput if one of these options (by parameter name) was given where it is `useless`."""
+    from click.core import ParameterSource
+
+    from miner.artifacts.errors import BadInput
+
+    context = click.get_current_context()
+    said = {option.name: max(option.opts, key=len) for option in context.command.params}
+    for name in names:
+        if useless and context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+            raise BadInput(f"{said[name]} {why}; leave it out.")
 
 
 def progress(label: str, items: str, *, brief: bool = False) -> Callable[[int, int], None]:

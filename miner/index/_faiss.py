@@ -13,7 +13,8 @@ from typing import Any
 from miner.artifacts.errors import BadInput
 
 __all__ = [
-    "MAX_GPU_DEPTH", "Placed", "faiss", "num_gpus", "placed", "said", "set_threads", "threads", "version", "write",
+    "MAX_GPU_DEPTH", "Placed", "faiss", "num_gpus", "placed", "said", "set_threads", "threads", "unseen", "version",
+    "write",
 ]  # fmt: skip
 
 # Of k and of nprobe on a GPU: https://github.com/facebookresearch/faiss/wiki/Faiss-on-the-GPU
@@ -48,6 +49,13 @@ def num_gpus() -> int:
     """GPUs this faiss can use. The only safe gate: without a driver the GPU wheel aborts the process, not raises."""
     module = faiss()
     return int(module.get_num_gpus()) if hasattr(module, "get_num_gpus") else 0
+
+
+def unseen() -> str:
+    """Why faiss does not use the GPU that the machine has; empty where it has none, or faiss sees it."""
+    if num_gpus() or not _DRIVER.exists():
+        return ""
+    return "this faiss sees no GPU, though the machine has one: install quintain[gpu]"
 
 
 def set_threads(threads: int | None) -> int:
@@ -85,8 +93,7 @@ class Placed:
 def placed(index: Any) -> Placed:
     """The index on the first GPU, or where there is none, or none that can search it, on the CPU as it is."""
     if num_gpus() == 0:
-        note = "this faiss sees no GPU, though the machine has one: install quintain[gpu]" if _DRIVER.exists() else ""
-        return Placed(index, "cpu", note)
+        return Placed(index, "cpu", unseen())
     module = faiss()
     resources = module.StandardGpuResources()
     try:

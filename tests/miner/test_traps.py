@@ -965,6 +965,36 @@ def test_an_option_parsed_but_unused(option: str, shop: Path, tmp_path: Path) ->
     assert look(one) != look(other)
 
 
+def test_an_option_that_would_do_nothing_is_refused(tmp_path: Path) -> None:
+    given = uneven(images=60, seed=13)
+    folder = given.write(tmp_path / "vectors")
+    run("build-index", folder, "--factory", "IVF4,Flat", "--out", tmp_path / "index")
+    run("mine", folder, "--k", 5, "--num-candidates", 10, "--out", tmp_path / "mined")
+    index, texts = ["--index", tmp_path / "index"], ["--texts", tmp_path / "none.csv"]
+    rule = ["--rule", "range-min:skip=1"]
+    chosen = ["filter", folder, "--candidates", tmp_path / "mined" / "candidates"]
+    plain = ["mine", folder, "--k", 5]
+    for said, *command in (
+        ("--memory bounds", *plain, *index, "--memory", "1K"),
+        ("--memory bounds", "plan", folder, *index, "--memory", "1K"),
+        ("--memory bounds", "plan", folder, "--factory", "IVF4,Flat", "--memory", "1K"),
+        ("--texts are for rules", *plain, *rule, *texts),
+        ("--images are for rules", *plain, "--images", tmp_path / "none.csv"),
+        ("--texts are for rules", *chosen, *rule, *texts),
+        ("--max-candidates bounds", *chosen, *rule, "--no-deepen", "--max-candidates", 20),
+        ("--metric is for scores", "check", tmp_path / "mined" / "i2t", "--metric", "ip"),
+        ("--sample is for scores", "check", tmp_path / "mined" / "i2t", "--sample", 3),
+        ("--seed is for scores", "check", tmp_path / "mined" / "i2t", "--seed", 1),
+        ("--seed is for an approximate", "build-index", folder, "--seed", 1),
+        ("--train-sample is for an approximate", "build-index", folder, "--factory", "Flat", "--train-sample", 50),
+    ):
+        out = [] if command[0] in ("plan", "check") else ["--out", tmp_path / "out"]
+        shown = run(*command, *out, code=3)
+        assert said in shown
+        assert "leave it out" in shown
+    assert not (tmp_path / "out" / "i2t").exists()
+
+
 def test_no_case_of_an_option_that_is_gone(shop: Path) -> None:
     assert sorted(cases(shop)) == OPTIONS
 
