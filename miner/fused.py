@@ -30,6 +30,7 @@ _HALF_STEP = 2.0**-11  # of the rounded number: 11 significant bits
 _ROOM = 3  # times the depth
 _RANKED = 512  # items ranked at once
 _BLOCK = 2**24  # numbers copied to the device at once
+_ABOVE = 2**22  # scores above the cut that are looked at together
 
 
 def device() -> str | None:
@@ -99,8 +100,15 @@ class _Best:
         if bool((self.cut[at] == -torch.inf).any()) and tile.shape[1] >= self.depth:
             reached = tile.topk(self.depth, dim=1, sorted=False).values.amin(1)
             self.cut[at] = torch.maximum(self.cut[at], self._below(reached, self.error[at]))
-        # By items, whichever way the tile lies in memory.
-        item, other = (tile > self.cut[at, None]).contiguous().nonzero(as_tuple=True)
+        # By items, whichever way the tile lies in memory; where nearly everything is above the cut, a few at a time.
+        above = (tile > self.cut[at, None]).contiguous()
+        if tile.shape[1] > 1 and int(above.sum()) > _ABOVE:
+            half = tile.shape[1] // 2
+            del above
+            self.take(start, tile[:, :half], offset)
+            self.take(start, tile[:, half:], offset + half)
+            return
+        item, other = above.nonzero(as_tuple=True)
         scores = tile[item, other]
         item += start
         other = (other + offset).int()

@@ -124,8 +124,11 @@ def _of_total(progress: Callable[[int, int], None], before: int, total: int, don
 
 
 def forget(draft: Draft) -> None:
-    """Delete the shards that were kept."""
+    """Delete the shards that were kept, and their folder with the last of them."""
     draft.store.remove(draft.prefix)
+    above = draft.prefix.rpartition("/")[0]
+    if above and not draft.store.names(above):
+        draft.store.remove(above)
 
 
 class _Matrix:

@@ -11,10 +11,14 @@ import click
 
 from miner import __version__
 from miner.artifacts.command import CommandGroup
+from pipelines.commands.doctor import doctor
+from pipelines.commands.gc import gc
 from pipelines.commands.schedule import schedule
 from pipelines.commands.submit import submit
+from pipelines.commands.verify import verify
 
 if TYPE_CHECKING:
+    from miner.artifacts.store import Store
     from pipelines.settings import Settings
 
 __all__ = ["main"]
@@ -27,6 +31,7 @@ Examples:
   pipelines run run.toml --executor inline      no cluster: everything in this process
   pipelines run run.toml --address 10.0.0.1:6379
   pipelines status runs/demo
+  pipelines run run.toml --run-dir s3://bucket/runs/nightly
   pipelines submit run.toml --run-dir /shared/run --address http://127.0.0.1:8265
   pipelines schedule slurm run.toml --run-dir /shared/run --at "0 2 * * *"
 """
@@ -42,8 +47,9 @@ def _run_options(command: Any) -> Any:
     options = [
         click.argument("run_file", type=click.Path(dir_okay=False, path_type=Path), required=False),
         click.option("--demo", is_flag=True, help="Use the demo's settings on the bundled emoji set."),
-        click.option("--run-dir", type=click.Path(file_okay=False, path_type=Path),
-                     help="Where the run lives.  [default: runs/<name of the run file>]"),
+        click.option("--run-dir", metavar="PLACE",
+                     help="Where the run lives: a folder, s3://bucket/prefix or gs://bucket/prefix.  [default: "
+                          "runs/<name of the run file>]"),
         click.option("--executor", type=click.Choice(["ray", "inline"]), help="Overrides [executor] kind."),
         click.option("--workers", type=click.IntRange(min=1), help="Overrides [executor] workers."),
         click.option("--address", help="Overrides [executor] address: a Ray cluster to join."),
@@ -57,12 +63,11 @@ def _run_options(command: Any) -> Any:
 @_run_options
 def plan(run_file: Path | None, **options: Any) -> None:
     """Show what `run` would do, stage by stage: what is reused and why, disk and memory. Starts nothing."""
-    from miner.artifacts.store import LocalStore
     from pipelines.loop import describe, steps_of
     from pipelines.tables import plan_table
 
-    settings, root = _settings(run_file, **options)
-    click.echo(plan_table(steps_of(settings, describe(settings), LocalStore(root))))
+    settings, store = _settings(run_file, **options)
+    click.echo(plan_table(steps_of(settings, describe(settings), store)))
 
 
 @main.command()
@@ -71,57 +76,58 @@ def run(run_file: Path | None, **options: Any) -> None:
     """Do everything that is not done yet.
 
     Resumes by default: after a kill, the same command goes on where it stopped; when all is done it does nothing.
-    Ends with a table of the rounds and a page, RUN_DIR/report.html.
+    Ends with a table of the rounds and a page, PLACE/report.html.
     """
-    from miner.artifacts.lock import hold
     from miner.artifacts.pairs import PAIRS, open_pairs
-    from miner.artifacts.store import LocalStore
     from pipelines import loop
     from pipelines.executors import open_executor
     from pipelines.jobs import artifact_at
     from pipelines.jobs.report import PAGE
+    from pipelines.places import only_writer
     from pipelines.progress import open_progress
     from pipelines.summary import round_views
     from pipelines.tables import summary_table
 
-    settings, root = _settings(run_file, **options)
-    store = LocalStore(root)
-    with hold(root):
+    settings, store = _settings(run_file, **options)
+    with only_writer(store) as check:
         progress = open_progress()
         try:
             data = loop.describe(settings)
             loop.prepare(settings, data, store)
             steps = loop.steps_of(settings, data, store)
             todo = sum(step.state != "done" for step in steps)
-            progress.say(f"{root}: {len(steps) - todo} stages reused, {todo} to run")
+            progress.say(f"{store.url}: {len(steps) - todo} stages reused, {todo} to run")
             if todo:
                 executor = open_executor(settings.executor, progress)
                 try:
-                    steps = loop.run(settings, data, store, executor, progress)
+                    steps = loop.run(settings, data, store, executor, progress, check)
                 finally:
                     executor.close()
         finally:
             progress.close()
         page = artifact_at(store, steps[-1].prefix).read(PAGE)
-        if not (root / PAGE).is_file() or (root / PAGE).read_bytes() != page:
-            store.write(PAGE, page)
+        check()
+        loop.keep(store, PAGE, page)
     click.echo(summary_table(round_views(steps, store, open_pairs(artifact_at(store, PAIRS)))))
-    click.echo(f"\npage: {root / PAGE}")
+    click.echo(f"\npage: {store.url}/{PAGE}")
 
 
 @main.command()
-@click.argument("run_dir", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("run_dir")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-def status(run_dir: Path, as_json: bool) -> None:
-    """Show how far the run in RUN_DIR is. Reads the folder alone: works while it runs, and with no cluster up."""
+def status(run_dir: str, as_json: bool) -> None:
+    """Show how far the run in RUN_DIR is: a folder, s3://bucket/prefix or gs://bucket/prefix.
+
+    Reads what is stored there alone: works while it runs, and with no cluster up.
+    """
     from miner.artifacts.pairs import PAIRS, open_pairs
-    from miner.artifacts.store import LocalStore
     from pipelines import loop
     from pipelines.jobs import artifact_at
+    from pipelines.places import place
     from pipelines.summary import round_views
     from pipelines.tables import plan_table, summary_table
 
-    store = LocalStore(run_dir)
+    store = place(run_dir)
     settings = loop.saved_settings(store)
     data = loop.saved_data(store) or loop.describe(settings)
     steps = loop.steps_of(settings, data, store)
@@ -147,23 +153,24 @@ def status(run_dir: Path, as_json: bool) -> None:
         click.echo("\n" + summary_table(views))
 
 
-for _command in (submit, schedule):
+for _command in (verify, gc, doctor, submit, schedule):
     main.add_command(_command)
 
 
 def _settings(
     run_file: Path | None,
     demo: bool,
-    run_dir: Path | None,
+    run_dir: str | None,
     executor: str | None,
     workers: int | None,
     address: str | None,
-) -> tuple[Settings, Path]:
+) -> tuple[Settings, Store]:
     import os
     from dataclasses import replace
 
     # Two OpenMP runtimes (torch's, faiss') share this process: threads that spin while they wait starve each other.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from pipelines.places import place
     from pipelines.settings import DEMO, Settings
 
     if (run_file is None) != demo:
@@ -174,5 +181,4 @@ def _settings(
         raise click.UsageError("--workers and --address belong to Ray; leave them out with --executor inline.")
     given = {"kind": executor, "workers": workers, "address": address}
     changed = settings.executor.model_copy(update={key: value for key, value in given.items() if value is not None})
-    # Workers have other current folders, so nothing they are told may be relative.
-    return replace(settings, executor=changed), (run_dir or Path("runs") / path.stem).resolve()
+    return replace(settings, executor=changed), place(run_dir if run_dir is not None else f"runs/{path.stem}")

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from miner.artifacts.errors import BadInput
 from miner.artifacts.manifest import MANIFEST, Draft, Manifest, canonical_json, find_artifact
 from miner.artifacts.pairs import PAIRS, Side, commit_pairs
-from miner.artifacts.store import LocalStore, Store
+from miner.artifacts.store import Store
+from pipelines import log
 from pipelines.executors import Executor
 from pipelines.jobs import Task, settings_json
-from pipelines.plan import Step, plan
+from pipelines.log import LOG
+from pipelines.plan import KEY_DIGITS, Step, plan
 from pipelines.progress import Progress
 from pipelines.settings import Settings
 from pipelines.stages import Data, Stage, declare
 from trainer.data import Split
 
 __all__ = [
-    "LOG", "SETTINGS", "describe", "execute", "prepare", "prepare_data", "present", "run", "saved_data",
+    "LOG", "SETTINGS", "describe", "execute", "keep", "prepare", "prepare_data", "present", "run", "saved_data",
     "saved_settings", "steps_of", "tidy",
 ]  # fmt: skip
 
-LOG = "log.jsonl"
 SETTINGS = "settings.json"
 
 
@@ -61,7 +63,17 @@ def saved_data(store: Store) -> Data | None:
 def prepare(settings: Settings, data: Data, store: Store) -> None:
     """Write down which data and settings this run folder is for. Raises BadInput if it is another data set's."""
     prepare_data(settings, data, store)
-    store.write(SETTINGS, canonical_json(settings.dump()))
+    keep(store, SETTINGS, canonical_json(settings.dump()))
+
+
+def keep(store: Store, name: str, data: bytes) -> None:
+    """Write what is no artifact, unless it is there already, the same."""
+    try:
+        if store.read(name) == data:
+            return
+    except FileNotFoundError:
+        pass
+    store.write(name, data)
 
 
 def prepare_data(settings: Settings, data: Data, store: Store) -> None:
@@ -84,11 +96,13 @@ def prepare_data(settings: Settings, data: Data, store: Store) -> None:
 def saved_settings(store: Store) -> Settings:
     """The settings of the last `run` in this folder. Raises BadInput when there was none."""
     try:
-        raw = json.loads(store.read(SETTINGS))
+        found = store.read(SETTINGS)
     except (FileNotFoundError, NotADirectoryError) as missing:
         raise BadInput(
             f"{store.url}: no run here; `pipelines run RUN_FILE --run-dir {store.url}` starts one."
         ) from missing
+    try:
+        raw = json.loads(found)
     except ValueError as broken:
         raise BadInput(f"{store.url}/{SETTINGS}: not readable; run `pipelines run` again to rewrite it.") from broken
     return Settings.parse(raw, f"{store.url}/{SETTINGS}")
@@ -111,18 +125,32 @@ def steps_of(settings: Settings, data: Data, store: Store) -> list[Step]:
     return plan(stages, present(stages, store))
 
 
-def run(settings: Settings, data: Data, store: LocalStore, executor: Executor, progress: Progress) -> list[Step]:
-    """Do everything that is not done. A second call does nothing; a call after a kill finishes the job."""
+def run(
+    settings: Settings,
+    data: Data,
+    store: Store,
+    executor: Executor,
+    progress: Progress,
+    check: Callable[[], None] = lambda: None,
+) -> list[Step]:
+    """Do everything that is not done. A second call does nothing; a call after a kill finishes the job.
+
+    `check` is called before and after every stage and raises when this run must stop (see `places.only_writer`).
+    """
     encoded = settings_json(settings)
     store.sweep("")
-    for earlier in steps_of(settings, data, store):
+    stages = declare(settings, data)
+    found = present(stages, store)
+    for earlier in plan(stages, found):
         tidy(earlier, store)
     while True:
-        steps = steps_of(settings, data, store)
+        steps = plan(stages, found)
         step = next((s for s in steps if s.state in ("missing", "stale")), None)
         if step is None:
             return steps
-        execute(step, steps, encoded, store, executor, progress)
+        made = execute(step, steps, encoded, store, executor, progress, check)
+        # Nobody else writes here: what was there is not asked for again, which is hundreds of requests in a bucket.
+        found.setdefault(step.stage.folder, {})[made.input_key[:KEY_DIGITS]] = made
 
 
 def tidy(step: Step, store: Store) -> None:
@@ -136,9 +164,16 @@ def tidy(step: Step, store: Store) -> None:
 
 
 def execute(
-    step: Step, steps: list[Step], encoded: str, store: LocalStore, executor: Executor, progress: Progress
-) -> None:
+    step: Step,
+    steps: list[Step],
+    encoded: str,
+    store: Store,
+    executor: Executor,
+    progress: Progress,
+    check: Callable[[], None] = lambda: None,
+) -> Manifest:
     """Do one step whose parents are done, and write its seconds and its epochs' to the log."""
+    check()
     stage = step.stage
     where = {s.stage.name: s for s in steps}
     parents = tuple((role, where[name].prefix) for role, name in stage.parents)
@@ -146,38 +181,32 @@ def execute(
     store.sweep(step.prefix)
     progress.start(stage.name, stage.parts, stage.unit, step.why)
     began = time.monotonic()
-    log = _Log(store, stage.name, step.prefix)
-    log("start")
-    executor.execute(Task(stage, draft, parents, encoded), _Logged(progress, log))
+    told = _Log(store, stage.name, step.prefix)
+    told("start")
+    made = executor.execute(Task(stage, draft, parents, encoded), _Logged(progress, told))
     seconds = time.monotonic() - began
-    log("done", seconds=round(seconds, 3))
+    check()
+    told("done", seconds=round(seconds, 3))
     progress.finish(seconds)
+    return made.manifest
 
 
 @dataclass(frozen=True)
 class _Log:
-    """Appends one line per event of a stage to the run's log; each is one write, so threads may share the file."""
+    """Appends one line per event of a stage to the run's log."""
 
-    store: LocalStore
+    store: Store
     stage: str
     prefix: str
 
     def __call__(self, event: str, **about: Any) -> None:
         line = {"stage": self.stage, "prefix": self.prefix, "event": event, "time": time.time(), **about}
-        with open(self.store.root / LOG, "a", encoding="utf-8") as log:
-            log.write(json.dumps(line, sort_keys=True) + "\n")
+        log.append(self.store, line)
 
     def has_epoch(self, epoch: int) -> bool:
         """Whether the log has this artifact's line of an epoch."""
-        with open(self.store.root / LOG, encoding="utf-8", errors="replace") as log:
-            for text in log:
-                try:
-                    line = json.loads(text)
-                except ValueError:
-                    continue  # half written by a killed run
-                if (line.get("prefix"), line.get("event"), line.get("epoch")) == (self.prefix, "epoch", epoch):
-                    return True
-        return False
+        wanted = (self.prefix, "epoch", epoch)
+        return any((line["prefix"], line.get("event"), line.get("epoch")) == wanted for line in log.lines(self.store))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from miner.artifacts.manifest import Manifest, input_key
+from pipelines.removed import RECORD, recorded
 from pipelines.stages import Stage
 
 __all__ = ["KEY_DIGITS", "Present", "State", "Step", "plan"]
@@ -23,7 +24,7 @@ class Step:
 
     done: committed from exactly these inputs. missing: ready to run. stale: ready to run, and what is there was made
     from other inputs (`why` names them; it stays where it is). waiting: a parent comes first, so its inputs are not
-    known yet.
+    known yet. `removed`: done, but `gc` removed the files; made again as soon as a stage that is to run needs them.
     """
 
     stage: Stage
@@ -31,6 +32,7 @@ class Step:
     why: str
     inputs: Mapping[str, Any] | None = None
     manifest: Manifest | None = None
+    removed: bool = False
 
     @cached_property
     def prefix(self) -> str:
@@ -42,13 +44,32 @@ class Step:
 
 def plan(stages: Sequence[Stage], present: Present) -> list[Step]:
     """One step per stage, in order."""
+    steps = _forward(stages, present, {})
+    needed = _needed_again(steps)
+    return _forward(stages, present, needed) if needed else steps
+
+
+def _forward(stages: Sequence[Stage], present: Present, needed: Mapping[str, str]) -> list[Step]:
     steps: dict[str, Step] = {}
     for stage in stages:
-        steps[stage.name] = _step(stage, steps, present.get(stage.folder, {}))
+        steps[stage.name] = _step(stage, steps, present.get(stage.folder, {}), needed.get(stage.name, ""))
     return list(steps.values())
 
 
-def _step(stage: Stage, earlier: Mapping[str, Step], here: Mapping[str, Manifest]) -> Step:
+def _needed_again(steps: Sequence[Step]) -> dict[str, str]:
+    """Stages whose files were removed and which one that is to run is made from, with the name of that one."""
+    wanted: dict[str, str] = {}
+    needed = {}
+    for step in reversed(steps):
+        name = step.stage.name
+        if step.removed and name in wanted:
+            needed[name] = wanted[name]
+        if step.state != "done" or name in needed:
+            wanted |= {parent: name for _, parent in step.stage.parents}
+    return needed
+
+
+def _step(stage: Stage, earlier: Mapping[str, Step], here: Mapping[str, Manifest], needed: str) -> Step:
     fingerprints: dict[str, str] = {}
     for role, name in stage.parents:
         parent = earlier[name].manifest
@@ -60,9 +81,15 @@ def _step(stage: Stage, earlier: Mapping[str, Step], here: Mapping[str, Manifest
     found = here.get(key[:KEY_DIGITS])
     if found is not None and found.input_key == key:
         return Step(stage, "done", "made from exactly these inputs", inputs, found)
-    if not here:
+    gone = recorded(here.get(RECORD + key[:KEY_DIGITS]))
+    if gone is not None and gone.input_key == key:
+        if needed:
+            return Step(stage, "missing", f"removed by gc; {needed} needs it", inputs)
+        return Step(stage, "done", "removed by gc; nothing that is to run needs it", inputs, gone, removed=True)
+    others = [old for name, old in here.items() if not name.startswith(RECORD)]
+    if not others:
         return Step(stage, "missing", "not made yet", inputs)
-    changes = min((list(_changes(old.inputs, inputs)) for old in here.values()), key=len)
+    changes = min((list(_changes(old.inputs, inputs)) for old in others), key=len)
     shown = "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")
     return Step(stage, "stale", f"changed: {shown}", inputs)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any, cast, get_args
 
@@ -14,11 +13,11 @@ from miner.artifacts.negatives import NegativeTable
 from miner.artifacts.pairs import Direction, Pairs
 from miner.artifacts.store import Store
 from pipelines.jobs.analyze import counted
-from pipelines.loop import LOG
+from pipelines.log import lines
 from pipelines.plan import Step
 from pipelines.report import RoundView
 
-__all__ = ["log_lines", "overlap", "round_views", "seconds_by_prefix"]
+__all__ = ["overlap", "round_views", "seconds_by_prefix"]
 
 
 def round_views(steps: Sequence[Step], store: Store, pairs: Pairs) -> list[RoundView]:
@@ -76,19 +75,4 @@ def _codes(table: NegativeTable, width: int) -> npt.NDArray[np.int64]:
 
 def seconds_by_prefix(store: Store) -> dict[str, float]:
     """Seconds that each artifact's stage took when it last finished, from the run's log, by the artifact's folder."""
-    return {line["prefix"]: float(line["seconds"]) for line in log_lines(store) if line["event"] == "done"}
-
-
-def log_lines(store: Store) -> list[dict[str, Any]]:
-    """Events of a run's log, in order."""
-    try:
-        lines = store.read(LOG).decode().splitlines()
-    except FileNotFoundError:
-        return []
-    found = []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue  # the last line of a killed run may be half written
-    return [line for line in found if "prefix" in line]
+    return {line["prefix"]: float(line["seconds"]) for line in lines(store) if line["event"] == "done"}

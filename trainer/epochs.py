@@ -3,14 +3,15 @@
     epoch-0003.safetensors   raw weights, averaged weights, Adam's moments
     epoch-0003.json          which training this is (`key`), SHA-256 of the other file, updates, the logs so far
 
-Both are written to a temporary name and renamed, the .json last. The two newest are kept.
+Both appear whole, the .json last. The two newest are kept. They lie in a folder, or in the store of a run, where
+another machine finds them too.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,26 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from miner.artifacts.manifest import digest_file
+from miner.artifacts.errors import QuintainError
+from miner.artifacts.store import LocalStore, Store
 
-__all__ = ["EpochFile", "read_latest", "write"]
+__all__ = ["EpochFile", "Place", "read_latest", "write"]
 
 _NAME = re.compile(r"epoch-(\d+)\.json")
 _KEPT = 2
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one training's epoch files lie."""
+
+    store: Store
+    prefix: str
+
+    @classmethod
+    def of(cls, scratch: Path | Place) -> Place:
+        return scratch if isinstance(scratch, Place) else cls(LocalStore(scratch), ".")
 
 
 @dataclass(frozen=True)
@@ -39,47 +53,51 @@ class EpochFile:
     logs: list[dict[str, Any]]
 
 
-def write(scratch: Path, key: str, state: EpochFile) -> None:
+def write(place: Place, key: str, state: EpochFile) -> None:
     """Write one epoch's files, then delete all but the two newest."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    tensors = scratch / f"epoch-{state.epoch:04d}.safetensors"
-    _replace(tensors, save(state.tensors))
-    about = {"key": key, "sha256": digest_file(tensors), "updates": state.updates, "logs": state.logs}
-    _replace(tensors.with_suffix(".json"), json.dumps(about).encode())
-    for _, path in _found(scratch)[:-_KEPT]:
-        path.unlink(missing_ok=True)
-        path.with_suffix(".safetensors").unlink(missing_ok=True)
+    tensors = save(state.tensors)
+    digest = hashlib.sha256(tensors).hexdigest()
+    about = {"key": key, "sha256": digest, "updates": state.updates, "logs": state.logs}
+    place.store.write(_tensors(place, state.epoch), tensors)
+    place.store.write(_about(place, state.epoch), json.dumps(about).encode())
+    for epoch in _found(place)[:-_KEPT]:
+        place.store.remove(_about(place, epoch))
+        place.store.remove(_tensors(place, epoch))
 
 
-def read_latest(scratch: Path, key: str, last: int) -> EpochFile | None:
-    """The newest whole file of the training `key`, not beyond epoch `last`. Others are passed over with a notice."""
-    for epoch, path in reversed(_found(scratch)):
+def read_latest(place: Place, key: str, last: int) -> EpochFile | None:
+    """The newest whole file of the training `key`, not beyond epoch `last`. Others are passed over with a notice.
+
+    Raises BadInput or Retryable when an object store cannot be asked.
+    """
+    for epoch in reversed(_found(place)):
         if epoch > last:
             continue
-        tensors = path.with_suffix(".safetensors")
+        name = _about(place, epoch)
+        where = f"{place.store.url}/{name}"
         try:
-            about = json.loads(path.read_bytes())
+            about = json.loads(place.store.read(name))
             if about["key"] != key:
-                log.warning("%s belongs to another training (settings, data, tables or start differ); ignored.", path)
+                log.warning("%s belongs to another training (settings, data, tables or start differ); ignored.", where)
                 continue
-            if digest_file(tensors) != about["sha256"]:
+            tensors = place.store.read(_tensors(place, epoch))
+            if hashlib.sha256(tensors).hexdigest() != about["sha256"]:
                 raise ValueError("its SHA-256 differs")
-            return EpochFile(epoch, int(about["updates"]), load(tensors.read_bytes()), list(about["logs"]))
+            return EpochFile(epoch, int(about["updates"]), load(tensors), list(about["logs"]))
+        except QuintainError:
+            raise
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            log.warning("%s is damaged (%s); ignored, an earlier state is used.", path, error)
+            log.warning("%s is damaged (%s); ignored, an earlier state is used.", where, error)
     return None
 
 
-def _found(scratch: Path) -> list[tuple[int, Path]]:
-    if not scratch.is_dir():
-        return []
-    return sorted((int(match[1]), path) for path in scratch.iterdir() if (match := _NAME.fullmatch(path.name)))
+def _found(place: Place) -> list[int]:
+    return sorted(int(match[1]) for name in place.store.names(place.prefix) if (match := _NAME.fullmatch(name)))
 
 
-def _replace(target: Path, data: bytes) -> None:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, target)
+def _about(place: Place, epoch: int) -> str:
+    return f"{place.prefix}/epoch-{epoch:04d}.json"
+
+
+def _tensors(place: Place, epoch: int) -> str:
+    return f"{place.prefix}/epoch-{epoch:04d}.safetensors"

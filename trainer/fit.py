@@ -131,14 +131,15 @@ def fit(
     tables: Tables | None = None,
     start: Checkpoint | None = None,
     first_epoch: int = 0,
-    scratch: Path | None = None,
+    scratch: Path | epochs.Place | None = None,
     progress: Callable[[EpochLog], None] = lambda log: None,
 ) -> Checkpoint:
     """Train `fit_config.epochs` epochs, numbers `first_epoch`...; with `tables`, on offline negatives as well.
 
     `start` continues a model (weights, averages, moments); without it a fresh one is made from the seed. `scratch`
-    holds epoch files: the same call after a kill goes on from the newest, after passing the finished epochs' logs to
-    `progress`. A loss that can use tables trains on online negatives alone when `tables` is None.
+    (a folder, or a place in a store) holds epoch files: the same call after a kill goes on from the newest, after
+    passing the finished epochs' logs to `progress`. A loss that can use tables trains on online negatives alone when
+    `tables` is None.
 
     Raises BadInput when data, model, tables, device and start do not fit together, and when the loss is no longer
     finite.
@@ -156,7 +157,8 @@ def fit(
         said = f"{device.type} ({torch.get_num_threads()} threads), {str(precision).removeprefix('torch.')}"
         logs: list[EpochLog] = []
         key = _key(dataset, model_config, loss_config, fit_config, tables, start, first_epoch) if scratch else ""
-        resumed = epochs.read_latest(scratch, key, last_epoch) if scratch else None
+        kept = epochs.Place.of(scratch) if scratch else None
+        resumed = epochs.read_latest(kept, key, last_epoch) if kept else None
         if resumed is not None:
             trainee.restore(resumed.tensors, resumed.updates)
             logs = [EpochLog(**log) for log in resumed.logs]
@@ -172,9 +174,9 @@ def fit(
             )
             logs.append(log)
             warm = _is_warm(log)
-            if scratch is not None:
+            if kept is not None:
                 state = epochs.EpochFile(epoch, trainee.updates, trainee.tensors(), [asdict(log) for log in logs])
-                epochs.write(scratch, key, state)
+                epochs.write(kept, key, state)
             progress(log)
         return trainee.checkpoint(last_epoch + 1, warm)
 

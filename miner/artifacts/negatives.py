@@ -149,7 +149,7 @@ class _Layout:
                 ("lowest_positive", pa.float32()),
             ]
         )
-        self.done = self.num_rows = self.known = self.above = self.anchors_above = 0
+        self.done = self.num_rows = self.known = self.above = self.anchors_known = self.anchors_above = 0
         self.hardness = 0.0
         self.short: list[tuple[str, int, int, float | None, str]] = []
 
@@ -194,6 +194,7 @@ class _Layout:
         self.known += int(known.sum())
         self.hardness += float(hardness[known].sum())
         self.above += int((hardness[valid] > 0).sum())
+        self.anchors_known += int((~np.isnan(block.lowest_positive)).sum())
         self.anchors_above += int(((hardness > 0) & valid).any(1).sum())
         for at in np.flatnonzero(found < self.k):
             row = int(block.anchor_rows[at])
@@ -215,7 +216,8 @@ class _Layout:
         return pa.table({n: pa.array(column, t) for n, column, t in zip(names, columns, types, strict=True)})
 
     def summary(self) -> dict[str, Any]:
-        """What a person wants to know of a table; the shares are of negatives and of anchors."""
+        """What a person wants to know of a table; the shares are of negatives and of anchors that have a
+        positive."""
         rows = max(self.known, 1)
         return {
             "anchors": self.done,
@@ -224,7 +226,7 @@ class _Layout:
             "shortfalls": len(self.short),
             "hardness_mean": round(self.hardness / rows, 6),
             "share_above_lowest_positive": round(self.above / rows, 6),
-            "share_anchors_above_lowest_positive": round(self.anchors_above / self.done, 6),
+            "share_anchors_above_lowest_positive": round(self.anchors_above / max(self.anchors_known, 1), 6),
         }
 
 

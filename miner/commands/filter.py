@@ -83,8 +83,9 @@ def filter_candidates(
             --rule hub-cap:most=100 --texts captions.csv --k 50 --out tables/
 
     FOLDER holds the vectors that the candidates were searched in. What was dropped, and by which rule, is listed in
-    dropped.parquet beside the table. An anchor that is left with fewer than k is searched deeper; who still has fewer
-    is listed with the reason in shortfalls.parquet, and nothing is padded.
+    dropped.parquet beside the table. An anchor that is left with fewer than k is searched deeper (not where an
+    approximate index found the candidates: `miner mine --index --rule` does that); who still has fewer is listed with
+    the reason in shortfalls.parquet, and nothing is padded.
     """
     from miner.artifacts.lock import hold
     from miner.filters import chosen
@@ -99,6 +100,8 @@ def filter_candidates(
     wanted = [direction] if direction else list(found)
     filtering = Filtering(opened, found, rules, k, max_candidates, not no_deepen, texts, images, set_threads(threads))
     click.get_current_context().with_resource(hold(out))
+    for each in wanted:  # before the first is written
+        filtering.selection(each)
     for each in wanted:
         filter_direction(out, filtering, each)
 
@@ -148,6 +151,13 @@ class Filtering:
             max_candidates=self.max_candidates,
             threads=self.threads,
         )
+
+    def check(self) -> None:
+        """Raise BadInput for files that the rules name, texts or pictures that they look at, that are not there."""
+        for rule in self.rules:
+            rule.settings()
+            for side in rule.contents:
+                self.contents(side)
 
     def contents(self, side: Side) -> Sequence[str]:
         """The texts, or the paths of the pictures, by row. Raises BadInput where nobody said what they are."""

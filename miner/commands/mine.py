@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from miner.commands.filter import RULES, Filtering, Rules, check_looks, filter_direction
-from miner.commands.search import Search, with_opposites
+from miner.commands.search import Search, width, with_opposites
 from miner.commands.shown import DIRECTION, FOLDER, MEMORY, METRIC, OUT, THREADS, chosen, refuse
 from miner.commands.stored import index_options, stored_indexes
 
@@ -104,6 +104,12 @@ def mine(
         check_k(opened.pairs, each, k)
     if num_candidates is not None and num_candidates < k:
         raise BadInput(f"--num-candidates {num_candidates} are fewer than the {k} negatives wanted; give at least {k}.")
+    searched = width(opened, with_opposites(directions, rules), k, num_candidates, rules)
+    if max_candidates is not None and max_candidates < searched:
+        raise BadInput(
+            f"--max-candidates {max_candidates}, but {searched} are searched for every anchor; give no fewer."
+        )
+    Filtering(opened, {}, rules, k, max_candidates, True, texts, images).check()
     threads = set_threads(threads)
     click.get_current_context().with_resource(hold(out))
     how = (nprobe, ef_search, k_factor)
@@ -114,7 +120,7 @@ def mine(
     if choosing is None:
         search.tables(directions, k)
         return
-    candidates = search.candidates(with_opposites(directions, rules), num_candidates or 2 * k)
+    candidates = search.candidates(with_opposites(directions, rules), searched)
     filtering = Filtering(opened, candidates, rules, k, max_candidates, True, texts, images, threads, search.deeper)
     for each in directions:
         filter_direction(out, filtering, each)

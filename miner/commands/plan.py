@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from miner.commands.filter import RULES
-from miner.commands.search import with_opposites
+from miner.commands.search import width, with_opposites
 from miner.commands.shown import DIRECTION, FOLDER, MEMORY, METRIC, THREADS, chosen, refuse
 from miner.commands.stored import index_options, stored_indexes, to_be_built
 
@@ -67,7 +67,6 @@ def plan(
     are deeper searches for anchors that rules leave with too few, and rules that look at texts, pictures or files.
     """
     from miner.artifacts.errors import BadInput
-    from miner.artifacts.pairs import sides
     from miner.filters import chosen as rules_of
     from miner.folder import open_folder
     from miner.index._faiss import set_threads
@@ -84,10 +83,10 @@ def plan(
     directions = chosen(direction, "i2t", "t2i")
     for each in directions:
         check_k(opened.pairs, each, k)
-    choosing, width = None, k
+    choosing, searched = None, k
     if rules or num_candidates is not None:
         choosing, directions = Choosing(rules, k, directions), with_opposites(directions, rules)
-        width = min([num_candidates or 2 * k, *(len(opened.pairs.ids(sides(each)[1])) for each in directions)])
+        searched = width(opened, directions, k, num_candidates, rules)
         if num_candidates is not None and num_candidates < k:
             raise BadInput(
                 f"--num-candidates {num_candidates} are fewer than the {k} negatives wanted; give at least {k}."
@@ -103,9 +102,9 @@ def plan(
     refuse(bool(indexes), "bounds an exact search, not one through an index", "memory")
     threads = set_threads(threads)
     if indexes:
-        found = plan_through(vectors, opened.pairs, directions, width, indexes, threads, choosing=choosing)
+        found = plan_through(vectors, opened.pairs, directions, searched, indexes, threads, choosing=choosing)
     else:
-        found = planned(vectors, opened.pairs, directions, width, budget, threads, choosing=choosing)
+        found = planned(vectors, opened.pairs, directions, searched, budget, threads, choosing=choosing)
     click.echo(json.dumps(_as_json(found), indent=1) if as_json else _as_text(found))
     check_fits(found, out, in_all())
 

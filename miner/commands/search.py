@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from miner.folder import Folder
     from miner.plan import Choosing
 
-__all__ = ["Search", "with_opposites"]
+__all__ = ["Search", "width", "with_opposites"]
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,10 @@ class Search:
         for each, draft in drafts.items():
             _forget(draft, each)
 
-    def candidates(self, directions: list[Direction | Within], wanted: int) -> dict[Direction | Within, Candidates]:
-        """Candidates, one artifact per direction; as many as there can be, where fewer than `wanted` exist."""
+    def candidates(self, directions: list[Direction | Within], number: int) -> dict[Direction | Within, Candidates]:
+        """So many candidates (see `width`), one artifact per direction."""
         from miner.artifacts.candidates import CANDIDATES, Candidates, write_candidates
-        from miner.artifacts.pairs import sides
 
-        number = min([wanted, *(len(self.opened.pairs.ids(sides(each)[1])) for each in directions)])
         drafts = {
             each: self._draft(f"candidates/{each}", CANDIDATES, each, {"num_candidates": number}) for each in directions
         }
@@ -184,6 +182,17 @@ class Search:
             else:
                 exact = mine(vectors[anchors], index, vectors[gallery], pairs, each, k, threads=threads, progress=shown)
                 yield each, exact, about
+
+
+def width(
+    opened: Folder, directions: Sequence[Direction | Within], k: int, wanted: int | None, rules: Sequence[Chosen]
+) -> int:
+    """How many candidates to search: those wanted, else twice k, and what a rule looks at in the other direction; no
+    more than there are."""
+    from miner.artifacts.pairs import sides
+
+    looked = [int(getattr(rule.config, "within", 0)) for rule in rules if rule.opposite]
+    return min([wanted or max([2 * k, *looked]), *(len(opened.pairs.ids(sides(each)[1])) for each in directions)])
 
 
 def with_opposites(directions: list[Direction | Within], rules: Sequence[Chosen]) -> list[Direction | Within]:

@@ -31,7 +31,11 @@ DIRECTION = click.option(
     help="i2t: texts for every image; t2i: images for every text; both: these two from one pass; i2i, t2t: a side "
     "with itself.",
 )
-MEMORY = click.option("--memory", help="What the search may take, as 8G or 500M. [default: half of what is free]")
+MEMORY = click.option(
+    "--memory",
+    help="What the search may keep at once, as 8G or 500M; the libraries, ids and room to work in come on top (`miner "
+    "plan` adds up). [default: half of what is free]",
+)
 THREADS = click.option("--threads", type=click.IntRange(min=1), help="Threads to use. [default: all cores]")
 
 

@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from miner.artifacts.errors import BadInput, DamagedArtifact
 from miner.artifacts.ids import Ids
 from miner.artifacts.manifest import MANIFEST, Artifact, open_artifact
 from miner.artifacts.negatives import FOOTER_KEY, NEGATIVES, NegativeBlock
-from miner.artifacts.pairs import PAIRS, Direction, Pairs, open_pairs, sides
+from miner.artifacts.pairs import PAIRS, Direction, Pairs, Within, open_pairs, sides
 from miner.export._contents import Contents
 
 __all__ = ["Anchor", "Mined", "Needs", "Tally"]
@@ -71,7 +72,7 @@ class Mined:
     where: str
     path: Path
     pairs: Pairs
-    direction: Direction
+    direction: Direction | Within
     num_negatives: int
     anchors: Contents
     gallery: Contents
@@ -114,6 +115,14 @@ class Mined:
             progress,
         )
 
+    @cached_property
+    def _positives(self) -> tuple[Rows, Rows]:
+        offsets, rows = self.pairs.positives_of(self.direction)
+        if len(set(sides(self.direction))) == 1:
+            other = rows != np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+            offsets, rows = np.concatenate([[0], np.cumsum(other)])[offsets], rows[other]
+        return offsets, rows
+
     @property
     def anchor_ids(self) -> Ids:
         return self.pairs.ids(sides(self.direction)[0])
@@ -128,8 +137,9 @@ class Mined:
             warnings.warn(f"{reader} takes texts there, and will read the paths of pictures as such.", stacklevel=2)
 
     def positives(self, anchor_rows: Rows) -> tuple[Rows, Rows]:
-        """(how many each of these anchors has, their rows one anchor after the other)."""
-        offsets, rows = self.pairs.positives(sides(self.direction)[0])
+        """(how many each of these anchors has, their rows one anchor after the other): what belongs to an anchor, and
+        for i2i (t2t) the other images (texts) that share a text (an image) with it."""
+        offsets, rows = self._positives
         counts = np.diff(offsets)[anchor_rows]
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         return counts, rows[np.repeat(offsets[anchor_rows], counts) + within]
@@ -165,14 +175,16 @@ class Mined:
     def _fit(self, block: NegativeBlock, needs: Needs) -> NegativeBlock:
         found = (block.negatives >= 0).sum(1)
         poor = found < needs.negatives
-        several = self.positives(block.anchor_rows)[0] > 1
+        positives = self.positives(block.anchor_rows)[0]
+        several, lonely = positives > 1, ~poor & (positives == 0) & (needs.negatives > 0)
         # The only positive of an anchor is its lowest; of several, the table has no score but the lowest.
         unknown = ~poor & several if needs.positive_scores else np.zeros_like(poor)
         wanted = f"fewer than {needs.negatives} negatives" if needs.negatives > 1 else "no negative"
-        for why, out in ((wanted, poor), ("several positives, whose scores the table does not hold", unknown)):
+        not_held = "several positives, whose scores the table does not hold"
+        for why, out in ((wanted, poor), ("no positive", lonely), (not_held, unknown)):
             if out.any():
                 self.tally.left_out[why] += int(out.sum())
-        keep = ~poor & ~unknown
+        keep = ~poor & ~lonely & ~unknown
         self.tally.written += int(keep.sum())
         self.tally.short += int((found[keep] < self.num_negatives).sum())
         return NegativeBlock(
@@ -219,7 +231,7 @@ def _open_table(path: Path) -> tuple[Artifact, Path]:
     """The artifact and its checked file. Raises BadInput when there is no table, DamagedArtifact."""
     import pyarrow.parquet as pq
 
-    inside = [name for name in ("i2t", "t2i") if (path / name / MANIFEST).exists()]
+    inside = [name for name in ("i2t", "t2i", "i2i", "t2t") if (path / name / MANIFEST).exists()]
     if inside and not (path / MANIFEST).exists():
         raise BadInput(f"{path}: a table is of one direction; give {' or '.join(str(path / name) for name in inside)}.")
     artifact = open_artifact(path, NEGATIVES)

@@ -49,7 +49,8 @@ def prepare(config: Config, context: Context) -> Judge:
             f"rule agreement compares {context.direction} with the candidates of {back}, and these were not searched; "
             "search both directions."
         )
-    if config.within > candidates.num_candidates:
+    everything = len(context.pairs.ids(sides(back)[1]))
+    if config.within > candidates.num_candidates and candidates.num_candidates < everything:
         raise BadInput(
             f"rule agreement: within = {config.within}, but {candidates.num_candidates} candidates were searched in "
             f"{back}; ask for no more, or search for more."

@@ -1,4 +1,4 @@
-"""Drops the nearest candidates of every anchor, by rank."""
+"""Drops the nearest candidates of every anchor, by rank in the search, whatever other rules drop."""
 
 from __future__ import annotations
 

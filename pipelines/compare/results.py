@@ -11,11 +11,12 @@ from typing import Any
 
 from miner.artifacts.command import align
 from miner.artifacts.manifest import Artifact
-from miner.artifacts.store import LocalStore
+from miner.artifacts.store import Store
 from pipelines.compare.comparison import Member
 from pipelines.jobs.analyze import counted
+from pipelines.log import lines as log_lines
 from pipelines.plan import Step
-from pipelines.summary import log_lines, seconds_by_prefix
+from pipelines.summary import seconds_by_prefix
 from trainer import collapse
 
 __all__ = ["NOTE", "Interval", "Summary", "interval", "member_rows", "quantile", "summarize", "table"]
@@ -83,7 +84,7 @@ def quantile(freedom: int) -> float:
     return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
-def member_rows(members: Sequence[Member], every: Sequence[Sequence[Step]], store: LocalStore) -> list[dict[str, Any]]:
+def member_rows(members: Sequence[Member], every: Sequence[Sequence[Step]], store: Store) -> list[dict[str, Any]]:
     """One flat row per finished member: metrics after the last round, times, counts, epochs with a collapse warning.
 
     `ms_per_step` is of the last round's epochs, warm-up apart: earlier rounds may have trained on another loss.
@@ -121,7 +122,7 @@ def member_rows(members: Sequence[Member], every: Sequence[Sequence[Step]], stor
     return rows
 
 
-def _history(store: LocalStore, fit: Step) -> list[dict[str, Any]]:
+def _history(store: Store, fit: Step) -> list[dict[str, Any]]:
     assert fit.manifest is not None
     found: list[dict[str, Any]] = json.loads(Artifact(store, fit.prefix, fit.manifest).read("history.json"))["epochs"]
     return found

@@ -12,7 +12,7 @@ from typing import Any
 
 from miner.artifacts.errors import BadInput, QuintainError
 from miner.artifacts.manifest import Manifest, find_artifact
-from miner.artifacts.store import LocalStore
+from miner.artifacts.store import Store
 from pipelines.compare.comparison import Member
 from pipelines.executors import Executor
 from pipelines.jobs import settings_json
@@ -27,7 +27,7 @@ __all__ = ["Outcome", "Plans", "run_members"]
 class Plans:
     """Plans of all members over one folder. Manifests never change once written, so each is read once."""
 
-    def __init__(self, members: Sequence[Member], data: Data, store: LocalStore) -> None:
+    def __init__(self, members: Sequence[Member], data: Data, store: Store) -> None:
         self.members, self.store = members, store
         self._stages = [[s for s in declare(m.settings, data) if s.work != "report"] for m in members]
         self._present: dict[str, dict[str, Manifest]] = {}
@@ -77,7 +77,7 @@ def run_members(plans: Plans, executor: Executor, progress: Progress) -> Outcome
     texts = [settings_json(member.settings) for member in plans.members]
     shared = _Shared(progress, plans)
     failed: dict[int, str] = {}
-    running: dict[Future[None], tuple[str, Step]] = {}
+    running: dict[Future[Manifest], tuple[str, Step]] = {}
     pool: Pool = ThreadPoolExecutor(executor.parallel) if executor.parallel > 1 else _Here()
     try:
         while True:

@@ -1,7 +1,9 @@
 """Stages on a Ray cluster: parts as tasks, fit through Ray Train. The one module that imports ray.
 
-Ray moves names, not data: a task gets a few strings, writes its part to the run folder and returns the part's record.
-The run folder must therefore be visible under the same path on every node.
+Ray moves names, not data: a task gets a few strings, writes its part to the run's store and returns the part's record.
+A run folder must therefore be visible under the same path on every node. An object store is read and written by the
+workers themselves, with the credentials of the cluster's own environment: none is sent to it. A local cluster that is
+started here inherits this process's.
 """
 
 from __future__ import annotations
@@ -10,8 +12,10 @@ import logging
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -20,6 +24,7 @@ from ray.util.queue import Empty, Queue
 
 from miner.artifacts.errors import BadInput, DamagedArtifact, QuintainError, Retryable
 from miner.artifacts.manifest import Artifact, FileRecord
+from miner.artifacts.store import LocalStore, Store
 from pipelines.jobs import Task, artifact_at, job_of
 from pipelines.jobs.fit import FitJob
 from pipelines.progress import Progress
@@ -114,7 +119,7 @@ class RayExecutor:
 
         cpus = min(task.settings.threads, self.workers)
         name = f"r{task.stage.round}-fit-{secrets.token_hex(4)}"
-        storage = f"{task.draft.store.url}/.ray-train/{name}"
+        notes = _notes(task.draft.store, name)
         said = Queue(actor_options={"num_cpus": 0})
         trainer = TorchTrainer(
             _fit_loop,
@@ -122,7 +127,7 @@ class RayExecutor:
             scaling_config=ScalingConfig(num_workers=1, use_gpu=self.gpus, resources_per_worker={"CPU": cpus}),
             run_config=RunConfig(
                 name=name,
-                storage_path=storage,
+                storage_path=str(notes),
                 failure_config=FailureConfig(max_failures=_FIT_FAILURES),
             ),
         )
@@ -142,7 +147,7 @@ class RayExecutor:
                 if ended:
                     break
         said.shutdown()
-        shutil.rmtree(storage, ignore_errors=True)  # Ray's own notes; the weights are an artifact of ours
+        shutil.rmtree(notes, ignore_errors=True)  # the weights are an artifact of ours
         try:
             running.result()
         except TrainingFailedError as failed:
@@ -182,6 +187,14 @@ def _fit_loop(config: dict[str, Any]) -> None:
         said.put(("error", (wrong.exit_code, type(wrong), str(wrong))))
         return
     said.put(("done", artifact.prefix))
+
+
+def _notes(store: Store, name: str) -> Path:
+    """Where Ray Train keeps what it notes, hidden in a run folder. None of it is read again, so for a run in an object
+    store it is the temporary folder of whichever node does the noting: Ray's client would leave objects behind."""
+    if isinstance(store, LocalStore):
+        return store.root / ".ray-train" / name
+    return Path(tempfile.gettempdir()) / f"quintain-{name}"
 
 
 def _drain(said: Queue) -> Iterator[tuple[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, get_args
@@ -28,6 +27,7 @@ class FitJob:
         raise AssertionError("a fit is one task")
 
     def finish(self, said: Callable[[dict[str, Any]], None] = lambda line: None) -> Artifact:
+        from trainer import epochs
         from trainer.checkpoint import Checkpoint
         from trainer.fit import fit
 
@@ -37,7 +37,9 @@ class FitJob:
         tables = {d: NegativeTable.open(self.task.parent(d), pairs) for d in get_args(Direction) if d in roles}
         start = Checkpoint.open(self.task.parent("start")) if "start" in roles else None
         first_epoch, _ = settings.run.epochs_of(stage.round)
-        scratch = self.task.draft.scratch().parent / EPOCHS
+        draft = self.task.draft
+        # Beside the artifact, wherever that is: whoever takes over, on any machine, goes on from the last epoch.
+        scratch = epochs.Place(draft.store, f"{draft.prefix}/{EPOCHS}")
         history = []
 
         def told(log: EpochLog) -> None:
@@ -55,6 +57,6 @@ class FitJob:
             scratch=scratch,
             progress=told,
         )
-        artifact = checkpoint.commit(self.task.draft, history)
-        shutil.rmtree(scratch, ignore_errors=True)
+        artifact = checkpoint.commit(draft, history)
+        draft.store.remove(scratch.prefix)
         return artifact

@@ -343,3 +343,17 @@ def test_a_device_whose_list_is_full_proves_nothing():
     assert ceiling.tolist() == [np.inf, -95.0]
     assert (found[0] == -1).all()
     assert found[1][0] == 500
+
+
+def test_a_device_takes_ties_a_few_at_a_time(monkeypatch, problem, oracle):
+    """Of a collapsed model everything is above the cut: it is halved until it is little, and nothing changes."""
+    pytest.importorskip("torch", reason="torch keeps these lists, and is not installed")
+    seen = []
+    whole = fused._Best.take
+    monkeypatch.setattr(fused, "_ABOVE", 64)
+    monkeypatch.setattr(fused._Best, "take", lambda best, *given: (seen.append(given[1].shape), whole(best, *given)))
+    monkeypatch.setitem(WHERE, "device", fused.device() or "cpu")
+    given = problem(seed=12, images=50, dim=5)
+    same = type(given)(given.pairs, np.ones_like(given.images), np.ones_like(given.texts))
+    assert_same(same, oracle, 4, tile=(16, 32))
+    assert min(width for _, width in seen) < 8

@@ -22,6 +22,7 @@ from miner.artifacts.manifest import Draft
 from miner.artifacts.negatives import NEGATIVES, NegativeBlock, NegativeTable, write_negatives
 from miner.artifacts.pairs import PAIRS, Direction, Pairs, commit_pairs, sides
 from miner.artifacts.store import LocalStore
+from miner.cli import main
 from miner.commands.export import export
 from miner.export import _mined
 
@@ -272,6 +273,40 @@ def test_who_is_left_out_is_counted(given, tmp_path):
     assert f"{short - sizes.count(0)} anchor(s) with fewer than {K} negatives gave what they have" in result.output
     assert f"--train_data {tmp_path / 'b.jsonl'}" in result.output
     assert f"b.jsonl: {len(sizes)}/{len(sizes)} anchors" in result.output
+
+
+@pytest.mark.parametrize("direction", ["i2i", "t2t"])
+@pytest.mark.parametrize("layout", [
+    "jsonl", "flagembedding", "nemo", "tevatron", "sentence-transformers:layout=triplet",
+    "sentence-transformers:layout=labeled-list", "sentence-transformers:layout=n-tuple",
+])  # fmt: skip
+def test_a_side_with_itself(problem, tmp_path, direction, layout):
+    """The positives are the other items of the side that share a partner with the anchor; who has none is counted."""
+    given = problem(images=40)
+    folder = given.write(tmp_path / "vectors")
+    mining = ["mine", str(folder), "--k", "3", "--direction", direction, "--out", str(tmp_path / "mined")]
+    assert CliRunner().invoke(main, mining).exit_code == 0
+    where = [tmp_path / "mined" / direction, "--pairs", folder / "pairs.csv", "--format", layout]
+    suffix = {"nemo": ".json", "sentence-transformers": ".parquet"}.get(layout.partition(":")[0], ".jsonl")
+    out = tmp_path / f"out{suffix}"
+    done = run(*where, "--out", out)
+    side, own, other = ("image", given.pairs.image_rows, given.pairs.text_rows)
+    if direction == "t2t":
+        side, own, other = "text", other, own
+    ids = given.pairs.ids(side)
+    linked = [set(other[own == row].tolist()) for row in range(len(ids))]
+    expected = {ids[a]: {ids[b] for b in range(len(ids)) if b != a and linked[a] & linked[b]} for a in range(len(ids))}
+    lonely = sum(not found for found in expected.values())
+    assert 0 < lonely < len(ids)
+    assert done.exit_code == 0, done.output
+    if layout == "jsonl":
+        assert {line["anchor_id"]: set(line["positives"]) for line in lines(out)} == expected
+        return
+    assert f"{lonely} anchor(s) with no positive" in done.output
+    if layout == "flagembedding":
+        assert {line["query"]: set(line["pos"]) for line in lines(out)} == {
+            anchor: found for anchor, found in expected.items() if found
+        }
 
 
 def test_nothing_left_is_refused(tmp_path):

@@ -45,7 +45,7 @@ def test_mining_by_rules_is_searching_and_filtering(problem, tmp_path, rules, di
         run("mine", folder, "--k", 4, "--direction", direction, "--out", tmp_path / "plain")
         for each in directions:
             assert rows(tmp_path / "a" / each) == rows(tmp_path / "plain" / each)
-    assert not list((tmp_path / "a").glob(".search/*"))
+    assert not (tmp_path / "a" / ".search").exists()
 
 
 def test_the_default_rule_by_itself(problem, tmp_path):
@@ -65,3 +65,40 @@ def test_refusals(problem, tmp_path):
     assert "Did you mean 'relative-margin'" in run("mine", folder, "--rule", "relativ-margin", *out, code=3)
     assert "--texts" in run("mine", folder, "--k", 2, "--rule", "same-text", *out, code=3)
     assert not (tmp_path / "a" / "i2t").exists()
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (["same-text"], "give a table of id and text with --texts"),
+        (["same-text", "--texts", "nowhere.csv"], "nowhere.csv"),
+        (["block-list:file=nowhere.csv"], "nowhere.csv: no such file"),
+        (["range-min:skip=1", "--max-candidates", "3"], "--max-candidates 3, but 10 are searched"),
+    ],
+)
+def test_what_rules_lack_is_said_before_the_search(problem, tmp_path, rule, said):
+    folder = problem(images=30).write(tmp_path / "vectors")
+    shown = run("mine", folder, "--k", 5, "--rule", *rule, "--out", tmp_path / "a", code=3)
+    assert said in shown
+    assert "comparing" not in shown
+    assert not (tmp_path / "a" / "candidates").exists()
+
+
+def test_agreement_has_what_it_looks_at_searched(problem, tmp_path):
+    """Its default are 50 of the other direction, more than twice k; where there are fewer, all."""
+    folder = problem(images=60).write(tmp_path / "vectors")
+    run("mine", folder, "--k", 5, "--rule", "agreement", "--out", tmp_path / "a")
+    run("mine", folder, "--k", 5, "--num-candidates", 50, "--rule", "agreement:within=50", "--out", tmp_path / "b")
+    assert rows(tmp_path / "a" / "t2i") == rows(tmp_path / "b" / "t2i")
+    few = problem(images=20).write(tmp_path / "few")
+    run("mine", few, "--k", 5, "--direction", "i2i", "--rule", "agreement", "--out", tmp_path / "c")
+    run("mine", few, "--k", 5, "--direction", "i2i", "--rule", "agreement:within=20", "--out", tmp_path / "d")
+    assert rows(tmp_path / "c" / "i2i") == rows(tmp_path / "d" / "i2i")
+
+
+def test_a_direction_that_cannot_be_is_said_before_the_other_is_written(problem, tmp_path):
+    folder = problem(images=20).write(tmp_path / "vectors")
+    run("mine", folder, "--k", 5, "--num-candidates", 20, "--out", tmp_path / "a")
+    chosen = ["filter", folder, "--candidates", tmp_path / "a" / "candidates", "--rule", "range-min:skip=1"]
+    assert "there are 20 images" in run(*chosen, "--k", 25, "--out", tmp_path / "b", code=3)
+    assert not (tmp_path / "b" / "i2t").exists()

@@ -1,0 +1,37 @@
+"""Where a run lives, a folder or an object store, and who may write there now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from miner.artifacts.lease import hold_lease
+from miner.artifacts.locations import open_store
+from miner.artifacts.lock import hold
+from miner.artifacts.probe import proven_once
+from miner.artifacts.store import LocalStore, Store
+
+__all__ = ["only_writer", "place"]
+
+
+def place(location: str) -> Store:
+    """The store of a run at a path, `file://`, `s3://` or `gs://`. Raises BadInput for what is none of these."""
+    # Workers have other current folders, so nothing they are told may be relative.
+    return open_store(location if "://" in location or not location else str(Path(location).resolve()))
+
+
+@contextmanager
+def only_writer(store: Store) -> Iterator[Callable[[], None]]:
+    """Be the only run that writes into `store`. Gives what raises AnotherWriter once another run has taken over.
+
+    Raises AnotherWriter when somebody writes there, and BadInput for an object store that cannot tell two writers
+    apart: a lease and every commit rest on that.
+    """
+    if isinstance(store, LocalStore):
+        with hold(store.root):
+            yield lambda: None
+        return
+    proven_once(store)
+    with hold_lease(store) as lease:
+        yield lease.check
