@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from miner.artifacts.errors import BadInput
 from miner.exhaustive import Proposal
 from miner.index import _torch
 from miner.memory import available
@@ -50,7 +51,8 @@ class Fused:
         """`max_norm` is at least the norm of any column."""
         self.torch, self.device, self.max_norm = _torch.torch(), where, max_norm
         self.longest = float(row_lengths.max(initial=0.0))
-        self.rows, moved = self.taken(rows)
+        with _enough(self.torch):
+            self.rows, moved = self.taken(rows)
         self.row_error = self._error(row_lengths, moved, max_norm)
 
     def taken(self, vectors: Columns) -> tuple[Any, Lengths]:
@@ -178,7 +180,7 @@ def search(
     height, width = tile
     best = _Best(tiles, num_rows, row_depth, tiles.row_error, len(columns)) if row_depth else None
     waiting: list[Any] = []
-    with ThreadPoolExecutor(threads) as pool, _tensor_cores(tiles.torch):
+    with ThreadPoolExecutor(threads) as pool, _tensor_cores(tiles.torch), _enough(tiles.torch):
         try:
             for start in range(0, len(columns), width):
                 some = np.asarray(columns[start : start + width])
@@ -213,6 +215,18 @@ def _tensor_cores(torch: Any) -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@contextmanager
+def _enough(torch: Any) -> Iterator[None]:
+    """A sentence where the device has too little memory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as full:
+        raise BadInput(
+            "the GPU has too little memory for this search; give a smaller --memory, or hide the GPU "
+            "(CUDA_VISIBLE_DEVICES=) to search on the CPU."
+        ) from full
 
 
 def _proposals(best: _Best, items: int, shift: int) -> Iterator[Proposal]:

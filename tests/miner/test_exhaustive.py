@@ -357,3 +357,14 @@ def test_a_device_takes_ties_a_few_at_a_time(monkeypatch, problem, oracle):
     same = type(given)(given.pairs, np.ones_like(given.images), np.ones_like(given.texts))
     assert_same(same, oracle, 4, tile=(16, 32))
     assert min(width for _, width in seen) < 8
+
+
+def test_a_device_without_memory_says_so():
+    torch = pytest.importorskip("torch", reason="torch is what runs out of memory, and is not installed")
+    made = fused.Fused(np.ones((3, 2), np.float32), np.full(3, 2**0.5), 2.0, fused.device() or "cpu")
+
+    def full(proposal):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(BadInput, match=r"the GPU has too little memory.*smaller --memory"):
+        list(fused.search(made, 3, np.ones((5, 2), np.float32), 1, 1, full, full))
