@@ -27,8 +27,9 @@ $(VENV)/installed-$(FAISS): pyproject.toml requirements.lock
 demo: install
 	$(BIN)/pipelines run --demo --run-dir runs/demo
 
+# A file's tests stay together: they share what is made once.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 heavy: install
 	$(BIN)/python -m pytest -m heavy
