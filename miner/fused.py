@@ -63,7 +63,7 @@ class Fused:
         step = max(1, _BLOCK // vectors.shape[1])
         for start in range(0, len(vectors), step):
             at = slice(start, start + step)
-            exact = torch.from_numpy(np.ascontiguousarray(vectors[at], dtype=np.float32)).to(self.device)
+            exact = torch.from_numpy(np.require(vectors[at], np.float32, ["C", "W"])).to(self.device)
             bits = exact.view(torch.int32)
             made[at] = ((bits + 0x0FFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
             moved[at] = (exact.double() - made[at].double()).norm(dim=1).cpu().numpy()

@@ -70,7 +70,7 @@ class Float32:
     unit = 1.0
 
     def __init__(self, rows: Columns, row_lengths: Lengths, max_norm: float) -> None:
-        self.rows = np.ascontiguousarray(rows[:], dtype=np.float32)
+        self.rows = np.require(rows[:], np.float32, ["C", "W"])  # torch warns of what it cannot write to
         self.longest_row = float(row_lengths.max(initial=0.0))
         self.row_error = float32_error(row_lengths, max_norm, rows.shape[1])
         self.torch = _torch.torch() if _torch.available() else None

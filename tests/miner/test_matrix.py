@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import tracemalloc
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from miner import exhaustive, matrix
 from miner.artifacts.errors import BadInput
 from miner.artifacts.manifest import Draft
 from miner.artifacts.negatives import NegativeBlock
+from miner.artifacts.pairs import Pairs
 from miner.artifacts.store import LocalStore
 from miner.folder import open_folder
 from miner.matrix import Grid, forget, grid_for, mine_exhaustively
@@ -262,3 +264,23 @@ def test_a_cosine_takes_no_second_copy(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < rows.nbytes / 2
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_memory_mapped_files_are_nothing_to_warn_of(problem, tmp_path, device):
+    torch = pytest.importorskip("torch", reason="torch warns of arrays that it cannot write to, and is not installed")
+    given, vectors = problem(seed=13, images=25), {}
+    for side, array in (("image", given.images), ("text", given.texts)):
+        np.save(tmp_path / f"{side}.npy", array[given.pairs.order(side)])
+        vectors[side] = np.load(tmp_path / f"{side}.npy", mmap_mode="r")
+    names = {side: given.pairs.ids(side).take(given.pairs.order(side)) for side in vectors}
+    places = given.pairs.places("image")[given.pairs.image_rows], given.pairs.places("text")[given.pairs.text_rows]
+    pairs = Pairs(names["image"], names["text"], *places)
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for _, blocks in mine_exhaustively(vectors, pairs, ["t2t", "i2t", "t2i"], 5, device=device):
+                list(blocks)
+    finally:
+        torch.set_warn_always(False)
