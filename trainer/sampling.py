@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from miner.artifacts.errors import BadInput
 from miner.artifacts.pairs import Direction, Pairs, Side, sides
-from trainer.ranks import Law, drawn_ranks
+from miner.artifacts.ranks import Law, drawn_ranks
 
 __all__ = ["Draw", "Table", "batches", "check_table", "draw", "generator", "step_seed"]
 

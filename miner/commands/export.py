@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from miner.commands.shown import progress
+from miner.commands.shown import progress, refuse
 from miner.spoken import Described
 
 if TYPE_CHECKING:
+    from miner.artifacts.ranks import Law
     from miner.export import Mined
 
 __all__ = ["export"]
 
 _FILE = click.Path(path_type=Path)
+_LAWS = ("top", "uniform", "log-uniform", "simans", "temperature")
 
 
 class _WithFormats(Described):
@@ -30,7 +32,21 @@ class _WithFormats(Described):
     "--format", "spoken", required=True, metavar="NAME[:KEY=VALUE,...]", help="Which layout, and its settings."
 )
 @click.option("--out", required=True, type=_FILE, help="File to write.")
-@click.option("--negatives", type=click.IntRange(min=1), help="The hardest so many of every anchor. [default: all]")
+@click.option("--negatives", type=click.IntRange(min=1), help="So many of every anchor. [default: all]")
+@click.option(
+    "--sample",
+    type=click.Choice(_LAWS),
+    default="top",
+    show_default=True,
+    help="Which: the hardest; any, evenly; by rank, as 1 / (rank + 1); as similar as the positive (SimANS), "
+    "exp(-a (s - s+ - b)^2); by exp(s / temperature). Drawn without repeats, written hardest first.",
+)
+@click.option("--pool", type=click.IntRange(min=1), help="Draw from so many of the hardest. [default: all]")
+@click.option("--skip", type=click.IntRange(min=0), default=0, help="Pass over so many of the hardest. [default: 0]")
+@click.option("--simans-a", type=click.FloatRange(0, min_open=True), help="SimANS' a; try 50 for cosines.")
+@click.option("--simans-b", type=float, default=0.0, help="SimANS' b: the middle lies above s+ by this. [default: 0]")
+@click.option("--temperature", type=click.FloatRange(0, min_open=True), help="In units of score; try 0.05 for cosines.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of what is drawn.")
 @click.option("--texts", type=_FILE, help="Table of id (or text_id) and text: writes texts in place of their ids.")
 @click.option("--images", type=_FILE, help="Table of id (or image_id) and path (or text): the same for images.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
@@ -40,6 +56,13 @@ def export(
     spoken: str,
     out: Path,
     negatives: int | None,
+    sample: str,
+    pool: int | None,
+    skip: int,
+    simans_a: float | None,
+    simans_b: float,
+    temperature: float | None,
+    seed: int,
     texts: Path | None,
     images: Path | None,
     force: bool,
@@ -53,6 +76,8 @@ def export(
             --negatives 5 --format sentence-transformers:layout=n-tuple,scores=true --out t2i.parquet
         miner export tables/i2t --pairs vectors/pairs.csv --texts captions.csv --images queries.jsonl \\
             --format flagembedding --out train.jsonl
+        miner export tables/t2i --pairs vectors/pairs.csv --negatives 5 --sample log-uniform --pool 100 --seed 1 \\
+            --format jsonl --out epoch1.jsonl
 
     Anchors come with all their positives, whatever their number, and with their negatives, hardest first. Items are
     named by id unless --texts or --images says what to write in their place (.csv, .tsv, .parquet, .jsonl). Anchors
@@ -61,10 +86,15 @@ def export(
     """
     from miner.artifacts.errors import BadInput
     from miner.export import Mined, configured, files_of, write
+    from miner.export._sampling import Sampling
 
+    refuse(sample == "top", "is for what is drawn, and --sample top draws nothing", "pool", "seed")
+    refuse(sample != "simans", "is for --sample simans", "simans_a", "simans_b")
+    refuse(sample != "temperature", "is for --sample temperature", "temperature")
+    sampling = Sampling(_law(sample, simans_a, simans_b, temperature), pool, skip, seed)
     chosen, config = configured(spoken)
     files = files_of(chosen, config, out, force=force)
-    mined = Mined.open(table, pairs, negatives, texts, images, progress(out.name, "anchors", brief=True))
+    mined = Mined.open(table, pairs, negatives, texts, images, progress(out.name, "anchors", brief=True), sampling)
     given = [each for each in (table, pairs, texts, images) if each is not None]
     for read in (path for each in given for path in (each.iterdir() if each.is_dir() else [each])):
         if read.resolve() in [file.resolve() for file in files]:
@@ -72,6 +102,26 @@ def export(
     rows = write(chosen, config, mined, files, force=force)
     _summary(mined, rows, files)
     click.echo(f"    read it: {chosen.read_with(config, out)}")
+
+
+def _law(sample: str, simans_a: float | None, simans_b: float, temperature: float | None) -> Law:
+    """What --sample and its settings mean. Raises BadInput when one is missing."""
+    from miner.artifacts.errors import BadInput
+    from miner.artifacts.ranks import Simans, Softmax
+
+    if sample == "simans":
+        if simans_a is None:
+            raise BadInput(
+                "--sample simans needs --simans-a: the bell around the positive is 1 / sqrt(2 a) wide, in units of the "
+                "table's scores; try 50 for cosines."
+            )
+        return Simans(simans_a, simans_b)
+    if sample == "temperature":
+        if temperature is None:
+            raise BadInput("--sample temperature needs --temperature, in units of the table's scores; try 0.05.")
+        return Softmax(temperature)
+    laws: dict[str, Law] = {"top": "top", "uniform": "untied", "log-uniform": "log_uniform"}
+    return laws[sample]
 
 
 def _summary(mined: Mined, rows: int, files: tuple[Path, ...]) -> None:

@@ -20,11 +20,13 @@ from miner.artifacts.manifest import MANIFEST, Artifact, open_artifact
 from miner.artifacts.negatives import FOOTER_KEY, NEGATIVES, NegativeBlock
 from miner.artifacts.pairs import PAIRS, Direction, Pairs, Within, open_pairs, sides
 from miner.export._contents import Contents
+from miner.export._sampling import Drawn, Sampling
 
 __all__ = ["Anchor", "Mined", "Needs", "Tally"]
 
 Rows = npt.NDArray[np.int64]
 _NEGATIVES_AT_ONCE = 1 << 16
+_HARDEST = Sampling()
 _IDS = ["anchor_id", "negative_id"]
 
 
@@ -49,11 +51,13 @@ class Tally:
 
 
 class Anchor(NamedTuple):
-    """Rows of an anchor, of all its positives in id order and of its negatives, hardest first, with their scores."""
+    """Rows of an anchor, of all its positives in id order and of its negatives, hardest first, with their ranks in the
+    table and their scores."""
 
     row: int
     positives: list[int]
     negatives: list[int]
+    ranks: list[int]
     scores: list[float]
     lowest_positive: float
 
@@ -66,7 +70,8 @@ def _silent(done: int, total: int) -> None:
 class Mined:
     """A table whose bytes were checked, its pairs, and what stands for the items of both sides; rows are in id order.
 
-    `num_negatives` are the most that an anchor gives. `progress(done, total)` is told of anchors passed.
+    `num_negatives` are the most that an anchor gives, drawn by `sampling` from the first `depth` ranks of the table.
+    `progress(done, total)` is told of anchors passed.
     """
 
     where: str
@@ -77,6 +82,8 @@ class Mined:
     anchors: Contents
     gallery: Contents
     progress: Callable[[int, int], None] = _silent
+    sampling: Sampling = _HARDEST
+    depth: int = 0
     tally: Tally = field(default_factory=Tally)
 
     @classmethod
@@ -88,16 +95,24 @@ class Mined:
         texts: Path | None = None,
         images: Path | None = None,
         progress: Callable[[int, int], None] = _silent,
+        sampling: Sampling = _HARDEST,
     ) -> Mined:
         """Open a table for a file of pairs, or a run's folder of them. Raises BadInput, DamagedArtifact."""
         artifact, path = _open_table(table)
         provenance = artifact.manifest.meta["provenance"]
         pairs = _fitting(artifact, _open_pairs(pairs_from))
         k = int(provenance["k"])
+        depth = sampling.depth(k, num_negatives)
+        pool = max(depth - sampling.skip, 0)
         if num_negatives is not None and not 1 <= num_negatives <= k:
             raise BadInput(
                 f"{artifact.where}: this table holds {k} negatives per anchor, but {num_negatives} were asked for; "
                 f"ask for 1 to {k}, or mine with a larger k."
+            )
+        if pool < (num_negatives or 1):
+            raise BadInput(
+                f"{artifact.where}: of this table's {k} negatives per anchor, {pool} are to be drawn from and "
+                f"{num_negatives or 1} to be drawn; skip fewer, draw from more, or mine with a larger k."
             )
         contents = {
             "image": Contents.read(images, "image", pairs.image_ids),
@@ -109,10 +124,12 @@ class Mined:
             path,
             pairs,
             provenance["direction"],
-            num_negatives or k,
+            num_negatives or pool,
             contents[anchors],
             contents[gallery],
             progress,
+            sampling,
+            depth,
         )
 
     @cached_property
@@ -144,13 +161,13 @@ class Mined:
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         return counts, rows[np.repeat(offsets[anchor_rows], counts) + within]
 
-    def blocks(self, needs: Needs) -> Iterator[NegativeBlock]:
+    def blocks(self, needs: Needs) -> Iterator[Drawn]:
         """The anchors that have what is needed, in id order and a few at a time; `tally` counts them and the others."""
         step = max(1, _NEGATIVES_AT_ONCE // self.num_negatives)
         done = 0
-        for group in self._groups():
+        for group in self._drawn():
             for start in range(0, len(group), step):
-                block = group.cut(start, start + step)
+                block = group.take(slice(start, start + step))
                 done += len(block)
                 fit = self._fit(block, needs)
                 if len(fit):
@@ -168,11 +185,12 @@ class Mined:
                     row,
                     positives[ends[at] - counts[at] : ends[at]].tolist(),
                     block.negatives[at, : found[at]].tolist(),
+                    block.ranks[at, : found[at]].tolist(),
                     block.scores[at, : found[at]].tolist(),
                     float(block.lowest_positive[at]),
                 )
 
-    def _fit(self, block: NegativeBlock, needs: Needs) -> NegativeBlock:
+    def _fit(self, block: Drawn, needs: Needs) -> Drawn:
         found = (block.negatives >= 0).sum(1)
         poor = found < needs.negatives
         positives = self.positives(block.anchor_rows)[0]
@@ -187,9 +205,13 @@ class Mined:
         keep = ~poor & ~lonely & ~unknown
         self.tally.written += int(keep.sum())
         self.tally.short += int((found[keep] < self.num_negatives).sum())
-        return NegativeBlock(
-            block.anchor_rows[keep], block.negatives[keep], block.scores[keep], block.lowest_positive[keep]
-        )
+        return block.take(keep)
+
+    def _drawn(self) -> Iterator[Drawn]:
+        """As `_groups`, with the negatives that are wanted."""
+        random = self.sampling.start()
+        for group in self._groups():
+            yield self.sampling.drawn(group, self.num_negatives, random)
 
     def _groups(self) -> Iterator[NegativeBlock]:
         """Every anchor once, in id order, one block per row group; those without a negative between the others."""
@@ -207,15 +229,15 @@ class Mined:
                     found = pc.index_in(column.dictionary, value_set=known).to_numpy(zero_copy_only=False)
                     rows.append(found.astype(np.int64)[column.indices.to_numpy()])
                 ranks, stop = table["rank"].to_numpy(), int(rows[0][-1]) + 1
-                block = _empty(done, stop, self.num_negatives)
-                kept = ranks < self.num_negatives
+                block = _empty(done, stop, self.depth)
+                kept = ranks < self.depth
                 cells = rows[0][kept] - done, ranks[kept]
                 block.negatives[cells] = rows[1][kept]
                 block.scores[cells] = table["score"].to_numpy()[kept]
                 block.lowest_positive[rows[0] - done] = table["lowest_positive"].to_numpy()
                 yield block
                 done = stop
-        yield _empty(done, len(self.anchor_ids), self.num_negatives)
+        yield _empty(done, len(self.anchor_ids), self.depth)
 
 
 def _empty(start: int, stop: int, k: int) -> NegativeBlock:

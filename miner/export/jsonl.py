@@ -2,7 +2,7 @@
 
     anchor_id    string
     positives    ids of all its positives, in id order
-    negatives    [{"id", "score", "rank"}], rank 0 = hardest
+    negatives    [{"id", "score", "rank"}], rank 0 = hardest in the table
 
 Nothing else reads exactly this; it is for readers of your own. Every anchor has its line, also one without a negative.
 """
@@ -47,9 +47,9 @@ def read_with(config: Config, out: Path) -> str:
 def _records(mined: Mined) -> Iterator[dict[str, Any]]:
     ids, gallery = mined.anchor_ids, mined.gallery_ids
     for anchor in mined.each(Needs(negatives=0)):
-        ranked = enumerate(zip(anchor.negatives, anchor.scores, strict=True))
+        ranked = zip(anchor.ranks, anchor.negatives, anchor.scores, strict=True)
         yield {
             "anchor_id": ids[anchor.row],
             "positives": [gallery[row] for row in anchor.positives],
-            "negatives": [{"id": gallery[row], "score": score, "rank": rank} for rank, (row, score) in ranked],
+            "negatives": [{"id": gallery[row], "score": score, "rank": rank} for rank, row, score in ranked],
         }

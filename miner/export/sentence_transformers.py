@@ -30,9 +30,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from miner.artifacts.negatives import NegativeBlock
 from miner.export._contents import Contents
 from miner.export._mined import Mined, Needs
+from miner.export._sampling import Drawn
 
 __all__ = ["SUFFIX", "Config", "files", "read_with", "write"]
 
@@ -84,7 +84,7 @@ def read_with(config: Config, out: Path) -> str:
     return f'datasets.load_dataset("parquet", data_files={str(out)!r}, split="train")'
 
 
-def _triplet(mined: Mined, block: NegativeBlock, scores: bool) -> dict[str, Any]:
+def _triplet(mined: Mined, block: Drawn, scores: bool) -> dict[str, Any]:
     at, positives = _by_positive(mined, block)
     found = block.negatives[at] >= 0
     each = np.repeat(np.arange(len(at)), found.sum(1))
@@ -98,7 +98,7 @@ def _triplet(mined: Mined, block: NegativeBlock, scores: bool) -> dict[str, Any]
     return columns
 
 
-def _n_tuple(mined: Mined, block: NegativeBlock, scores: bool) -> dict[str, Any]:
+def _n_tuple(mined: Mined, block: Drawn, scores: bool) -> dict[str, Any]:
     at, positives = _by_positive(mined, block)
     columns = {
         **_named("anchor", mined.anchors, block.anchor_rows[at]),
@@ -111,7 +111,7 @@ def _n_tuple(mined: Mined, block: NegativeBlock, scores: bool) -> dict[str, Any]
     return columns
 
 
-def _labeled_pair(mined: Mined, block: NegativeBlock, scores: bool) -> dict[str, Any]:
+def _labeled_pair(mined: Mined, block: Drawn, scores: bool) -> dict[str, Any]:
     at, documents, labels, similarities = _labeled(mined, block)
     return {
         **_named("anchor", mined.anchors, block.anchor_rows[at]),
@@ -120,7 +120,7 @@ def _labeled_pair(mined: Mined, block: NegativeBlock, scores: bool) -> dict[str,
     }
 
 
-def _labeled_list(mined: Mined, block: NegativeBlock, scores: bool) -> dict[str, Any]:
+def _labeled_list(mined: Mined, block: Drawn, scores: bool) -> dict[str, Any]:
     import pyarrow as pa
 
     at, documents, labels, similarities = _labeled(mined, block)
@@ -134,13 +134,13 @@ def _labeled_list(mined: Mined, block: NegativeBlock, scores: bool) -> dict[str,
     }
 
 
-def _by_positive(mined: Mined, block: NegativeBlock) -> tuple[Rows, Rows]:
+def _by_positive(mined: Mined, block: Drawn) -> tuple[Rows, Rows]:
     """For every positive of every anchor: (place of the anchor in the block, row of the positive)."""
     counts, positives = mined.positives(block.anchor_rows)
     return np.repeat(np.arange(len(block)), counts), positives
 
 
-def _labeled(mined: Mined, block: NegativeBlock) -> tuple[Rows, Rows, Rows, npt.NDArray[np.float32]]:
+def _labeled(mined: Mined, block: Drawn) -> tuple[Rows, Rows, Rows, npt.NDArray[np.float32]]:
     """(place of the anchor in the block, document, label, score), an anchor's positives first; a positive's score is
     right where it is the anchor's only one."""
     owners, positives = _by_positive(mined, block)

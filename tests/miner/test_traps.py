@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import numpy as np
@@ -31,7 +31,8 @@ from miner.artifacts.embeddings import npy_bytes
 from miner.artifacts.ids import Ids
 from miner.artifacts.manifest import Draft, open_artifact
 from miner.artifacts.negatives import NegativeBlock, NegativeTable
-from miner.artifacts.pairs import Direction, Pairs, sides
+from miner.artifacts.pairs import Direction, Pairs, Side, sides
+from miner.artifacts.ranks import Law, Simans, Softmax
 from miner.artifacts.store import LocalStore
 from miner.cli import main
 from miner.index import _faiss
@@ -57,7 +58,6 @@ from tests.miner.filters_oracle import (
 from tests.pipelines.builders import raw_settings, write_toml, write_vectors
 from trainer import sampling
 from trainer.cli import main as trainer_main
-from trainer.ranks import Law, Simans, Softmax
 
 Found = dict[int, tuple[list[int], list[float], float]]
 """By anchor row: rows of its negatives, hardest first, their scores, its lowest positive."""
@@ -109,7 +109,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 def read(table: Path, given: Problem) -> Found:
     """What a table on disk holds, row by row: anchors with a negative, and those that are listed as short."""
-    anchors, gallery = sides(table.name)  # type: ignore[arg-type]
+    anchors, gallery = sides(cast(Direction, table.name))
     anchor_rows, rows = ({name: row for row, name in enumerate(given.pairs.ids(side))} for side in (anchors, gallery))
     found: Found = {}
     for one in rows_of(table / "negatives.parquet"):
@@ -942,6 +942,15 @@ def cases(at: Path) -> dict[str, Case]:
     case("export --format", [mined, *pairs, *there], plain, ["--format", "flagembedding"])
     case("export --out", [mined, *pairs, *plain], there, ["--out", "OUT/y.jsonl"])
     case("export --negatives", [mined, *pairs, *plain, *there], ["--negatives", 2], ["--negatives", 3])
+    one = [mined, *pairs, *plain, *there, "--negatives", 1]
+    evenly, bell, soft = (["--sample", law] for law in ("uniform", "simans", "temperature"))
+    case("export --sample", one, evenly, ["--sample", "log-uniform"])
+    case("export --seed", [*one, *evenly], ["--seed", 1], ["--seed", 2])
+    case("export --pool", [*one, *evenly], ["--pool", 1], ["--pool", 3])
+    case("export --skip", one, ["--skip", 1], ["--skip", 2])
+    case("export --simans-a", [*one, *bell], ["--simans-a", 1], ["--simans-a", 5000])
+    case("export --simans-b", [*one, *bell, "--simans-a", 5000], ["--simans-b", 0.5], ["--simans-b", -0.5])
+    case("export --temperature", [*one, *soft], ["--temperature", 0.001], ["--temperature", 5])
     case("export --texts", named, ["--texts", at / "texts-a.csv"], ["--texts", at / "texts-b.csv"])
     case("export --images", named, ["--images", at / "names-a.csv"], ["--images", at / "names-b.csv"])
     case("export --force", [mined, *pairs, *plain, "--out", at / "there.jsonl"], [], ["--force"], code)
@@ -974,6 +983,7 @@ def test_an_option_that_would_do_nothing_is_refused(tmp_path: Path) -> None:
     rule = ["--rule", "range-min:skip=1"]
     chosen = ["filter", folder, "--candidates", tmp_path / "mined" / "candidates"]
     plain = ["mine", folder, "--k", 5]
+    export = ["export", tmp_path / "mined" / "i2t", "--pairs", folder / "pairs.csv", "--format", "jsonl"]
     for said, *command in (
         ("--memory bounds", *plain, *index, "--memory", "1K"),
         ("--memory bounds", "plan", folder, *index, "--memory", "1K"),
@@ -985,6 +995,11 @@ def test_an_option_that_would_do_nothing_is_refused(tmp_path: Path) -> None:
         ("--metric is for scores", "check", tmp_path / "mined" / "i2t", "--metric", "ip"),
         ("--sample is for scores", "check", tmp_path / "mined" / "i2t", "--sample", 3),
         ("--seed is for scores", "check", tmp_path / "mined" / "i2t", "--seed", 1),
+        ("--pool is for what is drawn", *export, "--pool", 3),
+        ("--seed is for what is drawn", *export, "--seed", 3),
+        ("--simans-a is for --sample simans", *export, "--sample", "uniform", "--simans-a", 3),
+        ("--simans-b is for --sample simans", *export, "--sample", "temperature", "--simans-b", 3),
+        ("--temperature is for --sample temperature", *export, "--temperature", 3),
         ("--seed is for an approximate", "build-index", folder, "--seed", 1),
         ("--train-sample is for an approximate", "build-index", folder, "--factory", "Flat", "--train-sample", 50),
     ):
@@ -1005,7 +1020,7 @@ LAWS: list[Law] = ["tied", "untied", "top", "log_uniform", Simans(5.0), Softmax(
 def unsettled(seed: int) -> None:
     """Leave every generator that the process shares somewhere else."""
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002 - the shared generator is what is to be unsettled
     torch.manual_seed(seed)
 
 
@@ -1081,7 +1096,7 @@ def test_a_fall_back_to_the_cpu_without_a_word(tmp_path: Path, monkeypatch: pyte
 def test_recall_collapse_at_odd_sizes(oracle: Oracle, images: int, grid: bool) -> None:
     """Galleries of one, two, a prime, k - 1, k, k + 1, a tile and one more, in dims that are no power of two."""
     given = uneven(images=images, dim=images % 6 + 1, seed=images, grid=grid)
-    vectors = {"image": given.images, "text": given.texts}
+    vectors: dict[Side, Any] = {"image": given.images, "text": given.texts}
     for direction in BOTH:
         size = size_of(given, direction)
         for k in sorted({1, 2, size - 1, size, 8} & set(range(1, size + 1))):
@@ -1090,7 +1105,7 @@ def test_recall_collapse_at_odd_sizes(oracle: Oracle, images: int, grid: bool) -
             flat = index.build("flat", gallery)
             ways = {"flat": NegativeBlock.join(list(mine(anchors, flat, gallery, given.pairs, direction, k)))}
             for tile in ((8, 16), (1, 256), (1024, 4096)):
-                ((_, blocks),) = mine_exhaustively(vectors, given.pairs, [direction], k, tile=tile)  # type: ignore[arg-type]
+                ((_, blocks),) = mine_exhaustively(vectors, given.pairs, [direction], k, tile=tile)
                 ways[f"{tile}"] = NegativeBlock.join(list(blocks))
             for name, block in ways.items():
                 for at, anchor in enumerate(block.anchor_rows.tolist()):

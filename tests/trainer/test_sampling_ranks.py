@@ -1,4 +1,4 @@
-"""Every law of `trainer.ranks` against a slow loop over its formula, with the same uniform numbers; its settings."""
+"""Every law of drawing ranks against a slow loop over its formula, with the same uniform numbers; its settings."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from miner.artifacts import ranks
 from miner.artifacts.errors import BadInput
 from miner.artifacts.negatives import NegativeTable
 from miner.artifacts.pairs import Pairs
-from trainer import losses, models, ranks, sampling
+from miner.artifacts.ranks import Scored, Simans, Softmax, drawn_ranks
+from trainer import losses, models, sampling
 from trainer.analyze import analyze
 from trainer.data import Dataset
 from trainer.fit import EpochLog, FitConfig, fit
-from trainer.ranks import Scored, Simans, Softmax, drawn_ranks
 
 LAWS: list[Any] = ["untied", "top", "log_uniform", Simans(50.0), Simans(20.0, -0.1), Softmax(0.05)]
 BY_SCORE = [law for law in LAWS if not isinstance(law, str)]

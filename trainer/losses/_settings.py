@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from trainer.ranks import Law, Simans, Softmax
+from miner.artifacts.ranks import Law, Simans, Softmax
 from trainer.similarities import Mask, Reduction, Side
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ class Loss(BaseModel):
     h_t, h_v       an offline text is drawn from the first `h_t` of its image's list, an image from the first `h_v`
     skip_t, skip_v after the first `skip_t` (`skip_v`), which are passed over: the hardest of all are likeliest to be
                    unlabelled positives
-    ranks          which of these, with formulas and sources in `trainer.ranks`. All but "tied" draw text and image
-                   independently.
+    ranks          which of these, with formulas and sources in `miner.artifacts.ranks`. All but "tied" draw text and
+                   image independently.
                    "tied": evenly, both ranks from one draw, as AOQ published it
                    "untied": evenly
                    "top": always the hardest; `h_t` and `h_v` do not matter

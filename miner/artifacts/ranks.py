@@ -3,7 +3,7 @@
 The pool is the n hardest negatives of an anchor after those passed over; its ranks r = 0 .. n - 1 count from the
 hardest. s_r is the score in the table and s+ the anchor's `lowest_positive` there, both of the model that mined.
 
-    tied         AOQ's: one draw for both directions, see `sampling.draw`
+    tied         AOQ's: one draw for both directions, see `trainer.sampling.draw`
     untied       P(r) = 1 / n
     top          r = 0, whatever the seed and the epoch: the hardest that is not passed over
     log_uniform  P(r) = 1 / ((r + 1) H_n), H_n = 1 + 1/2 + ... + 1/n: Zipf's law
@@ -18,7 +18,8 @@ captions the bell is centred lower, on easier negatives, which are also less lik
 moves it. The sign of b is the paper's (b > 0: harder than the positive); the published code has (s_r - s+ + b)^2. Its
 a = 0.5 is for inner products many units apart, and all but even among cosines.
 
-A rank takes one uniform number u: it is the smallest r with P(0) + ... + P(r) > u.
+A rank takes one uniform number u: it is the smallest r with P(0) + ... + P(r) > u. Several ranks of one anchor are
+drawn one after the other, none twice, each by P among those that are left (`drawn_sets`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import numpy.typing as npt
 
 from miner.artifacts.errors import BadInput
 
-__all__ = ["Law", "Scored", "Simans", "Softmax", "drawn_ranks"]
+__all__ = ["Law", "Scored", "Simans", "Softmax", "drawn_ranks", "drawn_sets"]
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -96,6 +97,43 @@ def drawn_ranks(law: Law, table: object, anchors: Rows, pool: Rows, skip: int, r
     return np.minimum(ranks, np.maximum(pool - 1, 0)).astype(np.int64)
 
 
+def drawn_sets(
+    law: Law, scores: npt.NDArray[Any], lowest_positive: npt.NDArray[Any], pool: Rows, count: int, random: Floats
+) -> npt.NDArray[np.bool_]:
+    """Which `count` of its pool's ranks each anchor gets, (anchors, n) True; the whole pool where that is no larger.
+
+    `scores` (anchors, n) begin with the pool, whose sizes `pool` (anchors,) are; `random` (anchors, n) in [0, 1). Of
+    the times -log(1 - u_r) / P(r) the smallest are taken, which is drawing one after the other (Efraimidis & Spirakis,
+    Information Processing Letters 97, 2006). Raises BadInput as `drawn_ranks` does.
+    """
+    assert law != "tied", "both directions share that draw"
+    there = np.arange(scores.shape[1]) < pool[:, None]
+    if law == "top":
+        return there & (np.arange(scores.shape[1]) < count)
+    # 1 - u is never 0, but may be 1.
+    waits = np.maximum(-np.log1p(-random), np.finfo(np.float64).tiny)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if isinstance(law, (Simans, Softmax)):
+            energy = law.energy(scores.astype(np.float64), np.asarray(lowest_positive, dtype=np.float64))
+        else:
+            steps = np.log1p(np.arange(scores.shape[1])) if law == "log_uniform" else np.zeros(scores.shape[1])
+            energy = np.broadcast_to(steps, scores.shape)
+        if np.isnan(energy[there]).any():
+            raise _unweighable(law)
+        times = np.where(there, np.log(waits) + energy, np.nan)
+    chosen = np.zeros(there.shape, dtype=np.bool_)
+    # What is not there is nan, and sorted last.
+    np.put_along_axis(chosen, np.argsort(times, axis=1, kind="stable")[:, :count], True, axis=1)
+    return chosen & there
+
+
+def _unweighable(law: Law) -> BadInput:
+    return BadInput(
+        f"negatives cannot be weighed by {law}: a score of the table is not a finite number, or a setting is "
+        "beyond any score; mine again, or choose other settings."
+    )
+
+
 def _weighed(law: Simans | Softmax, table: object, anchors: Rows, pool: Rows, skip: int, random: Floats) -> Rows:
     if not isinstance(table, Scored):
         raise BadInput(
@@ -119,9 +157,6 @@ def _weighed(law: Simans | Softmax, table: object, anchors: Rows, pool: Rows, sk
             least = np.where(pool[at] > 0, energy.min(axis=1), 0.0)
             sums = np.cumsum(np.exp(least[:, None] - energy), axis=1)
         if np.isnan(sums).any():
-            raise BadInput(
-                f"negatives cannot be weighed by {law}: a score of the table is not a finite number, or a setting is "
-                "beyond any score; mine again, or choose other settings."
-            )
+            raise _unweighable(law)
         ranks[at] = (sums <= (random[at] * sums[:, -1])[:, None]).sum(axis=1)
     return ranks
