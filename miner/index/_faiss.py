@@ -132,7 +132,7 @@ def write(index: Any, path: Path) -> None:
         try:
             faiss().write_index(index, faiss().PyCallbackIOWriter(take, 1 << 20))
             file.flush()
-        except Exception:
+        except Exception:  # faiss wraps what the writer raised in errors of its own, of several kinds
             if failed:
                 raise failed[0] from None
             raise

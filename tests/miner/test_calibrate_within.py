@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from miner import calibration
-from miner.artifacts.pairs import Pairs
+from miner.artifacts.pairs import Pairs, Within
 from tests.miner.test_calibrate import Given, run, slow, told
 from tests.miner.test_mine_rules import run as mined
 
@@ -60,13 +60,13 @@ def shared_more(made):
 def given(problem, tmp_path, monkeypatch):
     monkeypatch.setattr(calibration, "_LEAST_HIDDEN", 1)
 
-    def make(direction: str, **how: Any) -> Given:
+    def make(direction: Within, **how: Any) -> Given:
         made = shared_more(problem(**how))
         folder = made.write(tmp_path / "vectors")
         out = tmp_path / "mined"
         mined("mine", folder, "--k", K, "--num-candidates", WIDTH, "--direction", direction, "--out", out)
         truth, positives = truth_of(made, direction, WIDTH)
-        return Given(folder, out / "candidates", made.pairs, direction, truth, positives)  # type: ignore[arg-type]
+        return Given(folder, out / "candidates", made.pairs, direction, truth, positives)
 
     return make
 

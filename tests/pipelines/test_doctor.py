@@ -233,7 +233,7 @@ def test_limits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_file_systems_and_encodings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    class Mounts(type(tmp_path)):  # type: ignore[misc]
+    class Mounts(type(tmp_path)):  # type: ignore[misc]  # the class of a path is one of two, by system
         def read_text(self, *_: Any, **__: Any) -> str:
             return f"a / overlay rw 0 0\nb {tmp_path}/run nfs4 rw 0 0\nc {tmp_path}/run/fast tmpfs rw 0 0\n"
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,7 @@ def test_it_may_be_stopped_anywhere(run_twice: Path, copy_of: Copy, tmp_path: Pa
     assert total > 60
     for stop in sorted({1, 2, 3, total - 1, *random.Random(7).sample(range(total), 9)}):
         root = _fresh(run_twice, tmp_path, f"at-{stop}")
-        _changes(lambda root=root: pipelines("gc", root, *options), stop)  # type: ignore[misc]
+        _changes(partial(pipelines, "gc", root, *options), stop)
         accepted(run_twice, root)
         items(root, *options)
         assert files(root) == end, stop

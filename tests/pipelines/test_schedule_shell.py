@@ -242,10 +242,10 @@ def airflow(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return keep
 
     sdk, exceptions = types.ModuleType("airflow.sdk"), types.ModuleType("airflow.sdk.exceptions")
-    sdk.dag, sdk.task = dag, task  # type: ignore[attr-defined]
+    vars(sdk).update(dag=dag, task=task)
     error = type("AirflowException", (Exception,), {})
-    exceptions.AirflowException = error  # type: ignore[attr-defined]
-    exceptions.AirflowFailException = type("AirflowFailException", (error,), {})  # type: ignore[attr-defined]
+    failed = type("AirflowFailException", (error,), {})
+    vars(exceptions).update(AirflowException=error, AirflowFailException=failed)
     for module in (types.ModuleType("airflow"), sdk, exceptions):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     return seen

@@ -71,7 +71,9 @@ def test_the_environment_adds_what_is_no_secret(monkeypatch: pytest.MonkeyPatch)
         assert "SECRET" not in shown
         assert "AKIA" not in shown
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "")
-    assert dict(open_store("s3://bucket/a").settings)["endpoint"] == "https://general"  # type: ignore[attr-defined]
+    store = open_store("s3://bucket/a")
+    assert isinstance(store, ObjectStore)
+    assert dict(store.settings)["endpoint"] == "https://general"
 
 
 @pytest.mark.parametrize(
