@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from miner.commands.shown import FOLDER, OUT, THREADS, progress, refuse, summary
+from miner.commands.stored import deeper, finders
 from miner.spoken import Described
 
 if TYPE_CHECKING:
@@ -58,6 +59,12 @@ RULES = click.option(
     type=click.IntRange(min=1),
     help="Search no deeper for an anchor that is left with fewer than k. [default: 16 times the candidates]",
 )
+@click.option(
+    "--index",
+    "index_folder",
+    type=_FILE,
+    help="The index that found the candidates, where it is an approximate one: to search deeper through.",
+)
 @click.option("--no-deepen", is_flag=True, help="Search no deeper at all.")
 @THREADS
 def filter_candidates(
@@ -70,6 +77,7 @@ def filter_candidates(
     texts: Path | None,
     images: Path | None,
     max_candidates: int | None,
+    index_folder: Path | None,
     no_deepen: bool,
     threads: int | None,
 ) -> None:
@@ -83,9 +91,9 @@ def filter_candidates(
             --rule hub-cap:most=100 --texts captions.csv --k 50 --out tables/
 
     FOLDER holds the vectors that the candidates were searched in. What was dropped, and by which rule, is listed in
-    dropped.parquet beside the table. An anchor that is left with fewer than k is searched deeper (not where an
-    approximate index found the candidates: `miner mine --index --rule` does that); who still has fewer is listed with
-    the reason in shortfalls.parquet, and nothing is padded.
+    dropped.parquet beside the table. An anchor that is left with fewer than k is searched deeper (where an approximate
+    index found the candidates, with that --index); who still has fewer is listed with the reason in shortfalls.parquet,
+    and nothing is padded.
     """
     from miner.artifacts.lock import hold
     from miner.filters import chosen
@@ -94,11 +102,14 @@ def filter_candidates(
 
     rules = chosen(said)
     refuse(no_deepen, "bounds how deep is searched, and --no-deepen is there", "max_candidates")
+    refuse(no_deepen, "is to search deeper, and --no-deepen is there", "index_folder")
     check_looks(rules)
     opened = open_folder(folder)
     found = _candidates(source, opened, direction)
     wanted = [direction] if direction else list(found)
-    filtering = Filtering(opened, found, rules, k, max_candidates, not no_deepen, texts, images, set_threads(threads))
+    threads = set_threads(threads)
+    through = partial(deeper, opened, finders(index_folder, source, opened, found), threads) if index_folder else None
+    filtering = Filtering(opened, found, rules, k, max_candidates, not no_deepen, texts, images, threads, through)
     click.get_current_context().with_resource(hold(out))
     for each in wanted:  # before the first is written
         filtering.selection(each)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -10,7 +11,7 @@ import click
 from miner.commands.filter import RULES, Filtering, Rules, check_looks, filter_direction
 from miner.commands.search import Search, width, with_opposites
 from miner.commands.shown import DIRECTION, FOLDER, MEMORY, METRIC, OUT, THREADS, chosen, refuse
-from miner.commands.stored import index_options, stored_indexes
+from miner.commands.stored import deeper, index_options, stored_indexes
 
 if TYPE_CHECKING:
     from miner.artifacts.pairs import Direction, Within
@@ -121,7 +122,8 @@ def mine(
         search.tables(directions, k)
         return
     candidates = search.candidates(with_opposites(directions, rules), searched)
-    filtering = Filtering(opened, candidates, rules, k, max_candidates, True, texts, images, threads, search.deeper)
+    through = partial(deeper, opened, indexes, threads)
+    filtering = Filtering(opened, candidates, rules, k, max_candidates, True, texts, images, threads, through)
     for each in directions:
         filter_direction(out, filtering, each)
     click.echo(

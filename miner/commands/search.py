@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,27 +65,6 @@ class Search:
             assert artifact is not None
             found[each] = Candidates.open(artifact, self.opened.pairs)
         return found
-
-    def deeper(self, candidates: Candidates) -> Callable[..., Any]:
-        """Searches anchors deeper than their candidates, through the approximate index that found these."""
-        from functools import cache
-
-        from miner.approximate import Deeper, Miner
-        from miner.artifacts.pairs import sides
-        from miner.index import SearchSettings
-
-        anchors, gallery = sides(candidates.direction)
-
-        @cache
-        def opened() -> Deeper:
-            vectors = self.opened.vectors(gallery, self.metric)
-            settings = SearchSettings(**candidates.provenance["search"])
-            through: Any = self.indexes[gallery].load()
-            pairs, direction, known = self.opened.pairs, candidates.direction, candidates.num_candidates
-            miner = Miner(through, vectors, pairs, direction, known, settings, threads=self.threads)
-            return Deeper(miner, self.opened.vectors(anchors, self.metric), candidates)
-
-        return lambda anchor_rows, depth: opened()(anchor_rows, depth)
 
     def _draft(self, prefix: str, kind: str, direction: Direction | Within, wanted: dict[str, int]) -> Draft:
         from miner.artifacts.manifest import Draft

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from miner.approximate import Miner
+    from miner.approximate import Deeper, Miner
+    from miner.artifacts.candidates import Candidates
     from miner.artifacts.negatives import NegativeBlock
     from miner.artifacts.pairs import Direction, Pairs, Side, Within
     from miner.folder import Folder
     from miner.index import Index
     from miner.plan_index import Through
 
-__all__ = ["StoredIndex", "index_options", "stored_indexes", "to_be_built"]
+__all__ = ["StoredIndex", "deeper", "finders", "index_options", "stored_indexes", "to_be_built"]
 
 Settings = tuple[int | None, int | None, int | None]
 
@@ -148,6 +149,60 @@ def stored_indexes(
         found[side] = StoredIndex(folder, side, artifact.manifest.fingerprint, approximate, *asked_of)
     _check_asked(any(each.approximate for each in found.values()), recall, recall_sample, settings)
     return found
+
+
+def finders(
+    folder: Path, source: Path, opened: Folder, candidates: Mapping[Direction | Within, Candidates]
+) -> dict[Side, StoredIndex]:
+    """The approximate indexes that found the candidates in `source`, by side. Raises BadInput for any other, and when
+    the candidates are those of an exact search."""
+    from miner.artifacts.candidates import CANDIDATES
+    from miner.artifacts.errors import BadInput
+    from miner.artifacts.manifest import open_artifact
+    from miner.artifacts.pairs import sides
+
+    found: dict[Side, StoredIndex] = {}
+    for direction, each in candidates.items():
+        if each.provenance["index"] == "flat":
+            continue
+        side, metric = sides(direction)[1], str(each.provenance["metric"])
+        found |= stored_indexes(folder, opened, [direction], metric, None, None, (None,) * 3)
+        if open_artifact(source / direction, CANDIDATES).manifest.inputs.get("index") != found[side].fingerprint:
+            raise BadInput(
+                f"{folder / side}: another index found the candidates of {direction} in {source}; give that one, or "
+                "leave --index out: what is missing is then listed."
+            )
+    if not found:
+        raise BadInput(
+            f"--index is to search deeper where an approximate index found the candidates, and those in {source} are "
+            "of an exact search; leave it out."
+        )
+    return found
+
+
+def deeper(
+    opened: Folder, indexes: Mapping[Side, StoredIndex], threads: int, candidates: Candidates
+) -> Callable[..., Any]:
+    """Searches anchors deeper than their candidates, through the approximate index that found these."""
+    from functools import cache
+
+    from miner.approximate import Deeper, Miner
+    from miner.artifacts.pairs import sides
+    from miner.index import SearchSettings
+
+    anchors, gallery = sides(candidates.direction)
+    metric = str(candidates.provenance["metric"])
+
+    @cache
+    def there() -> Deeper:
+        vectors = opened.vectors(gallery, metric)
+        settings = SearchSettings(**candidates.provenance["search"])
+        through: Any = indexes[gallery].load()
+        known = candidates.num_candidates
+        miner = Miner(through, vectors, opened.pairs, candidates.direction, known, settings, threads=threads)
+        return Deeper(miner, opened.vectors(anchors, metric), candidates)
+
+    return lambda anchor_rows, depth: there()(anchor_rows, depth)
 
 
 def to_be_built(

@@ -97,7 +97,7 @@ class Chosen:
     def settings(self) -> dict[str, Any]:
         """Every setting as JSON takes it; a file by its name and hash. Raises BadInput for a file that is not there."""
         return {
-            "rule": _module_name(self.rule),
+            "rule": _name_of(self.rule),
             **{
                 field.name: self._setting(field.name, getattr(self.config, field.name)) for field in fields(self.config)
             },
@@ -123,7 +123,7 @@ def chosen(said: Sequence[str]) -> tuple[Chosen, ...]:
     times = Counter(rule.__name__ for rule, _ in found)
     rules: list[Chosen] = []
     for rule, config in found:
-        name = _module_name(rule)
+        name = _name_of(rule)
         if times[rule.__name__] > 1:
             name += ":" + ",".join(f"{field.name}={getattr(config, field.name)}" for field in fields(config))
         if name in (each.name for each in rules):
@@ -134,5 +134,5 @@ def chosen(said: Sequence[str]) -> tuple[Chosen, ...]:
     return tuple(rules)
 
 
-def _module_name(rule: Any) -> str:
-    return str(rule.__name__).rpartition(".")[2]
+def _name_of(rule: Any) -> str:
+    return str(rule.__name__).rpartition(".")[2].replace("_", "-")

@@ -434,9 +434,9 @@ def test_wrong_settings_are_refused(said, sentence):
 
 def test_rules_are_named_apart_and_the_default_is_one_of_them():
     assert [rule.name for rule in chosen(["default"])] == [rule.name for rule in chosen(DEFAULT)]
-    assert [rule.name for rule in chosen(["max-score:score=1", "min_score:score=0"])] == ["max_score", "min_score"]
+    assert [rule.name for rule in chosen(["max-score:score=1", "min_score:score=0"])] == ["max-score", "min-score"]
     twice = [rule.name for rule in chosen(["max-score:score=1", "max-score:score=2"])]
-    assert twice == ["max_score:score=1.0", "max_score:score=2.0"]
+    assert twice == ["max-score:score=1.0", "max-score:score=2.0"]
     with pytest.raises(BadInput, match="given twice"):
         chosen(["max-score:score=1", "max-score:score=1.0"])
     with pytest.raises(BadInput, match="the last"):

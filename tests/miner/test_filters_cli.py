@@ -82,8 +82,8 @@ def test_filter_equals_the_oracle_and_is_done_the_second_time(setting, oracle, t
         assert len(frame) == sum(len(one.dropped) for one in wanted.values())
         by_score = sum(each[3] == 1 for one in wanted.values() for each in one.dropped)
         assert f"{by_score:,} candidates (" in first.output
-    assert "dropped by range_min" in first.output
-    assert "dropped by max_score" in first.output
+    assert "dropped by range-min" in first.output
+    assert "dropped by max-score" in first.output
     assert "anchors were searched 48 deep" in first.output
     assert "dropped.parquet" in first.output
     assert f"miner export {tmp_path / 't' / 'i2t'} --pairs {folder / 'pairs.csv'}" in first.output
@@ -91,7 +91,7 @@ def test_filter_equals_the_oracle_and_is_done_the_second_time(setting, oracle, t
     again = run(folder, "--candidates", candidates, *said, "--out", tmp_path / "t", "--max-candidates", 200)
     assert again.exit_code == 0
     assert again.output.count("already done") == 2
-    assert "dropped by range_min" in again.output
+    assert "dropped by range-min" in again.output
     other = run(folder, "--candidates", candidates, "--k", 5, "--out", tmp_path / "t")
     assert other.exit_code == 3
     assert "nothing is overwritten" in other.output
@@ -109,7 +109,7 @@ def test_the_default_rule_cosine_and_one_direction(problem, tmp_path):
     candidates = search(folder, tmp_path / "candidates", 12, directions=("t2i",), metric="cosine")
     result = run(folder, "--candidates", candidates, "--rule", "default", "--k", 4, "--out", tmp_path / "t")
     assert result.exit_code == 0, result.output
-    assert "dropped by look_alike" in result.output
+    assert "dropped by look-alike" in result.output
     table = NegativeTable.open(tmp_path / "t" / "t2i", given.pairs)
     assert table.provenance["metric"] == "cosine"
     assert np.nanmax(np.abs(table.scores)) <= 1
@@ -139,7 +139,7 @@ def test_without_deeper_searches_what_is_missing_is_listed(setting, tmp_path):
     short = pd.read_parquet(tmp_path / "t" / "i2t" / "shortfalls.parquet")
     assert len(short) == len(given.images)
     assert set(short.found) == {2}
-    sentence = f"searched 12 of {len(given.texts)} texts: 10 dropped by range_min; nothing to search deeper in"
+    sentence = f"searched 12 of {len(given.texts)} texts: 10 dropped by range-min; nothing to search deeper in"
     assert set(short.reason) == {sentence}
     assert "anchors were searched" not in result.output
 
@@ -164,10 +164,10 @@ def test_texts_and_pictures(setting, tmp_path):
     assert result.exit_code == 0, result.output
     for direction in ("i2t", "t2i"):
         frame = pd.read_parquet(tmp_path / "t" / direction / "dropped.parquet")
-        assert set(frame.rule) == {"same_text", "same_image"}
+        assert set(frame.rule) == {"same-text", "same-image"}
         for one in frame.itertuples():
             image, text = (one.anchor_id, one.negative_id) if direction == "i2t" else (one.negative_id, one.anchor_id)
-            if one.rule == "same_image":
+            if one.rule == "same-image":
                 own = given.pairs.positives("text")
                 row = given.pairs.text_ids.rows([text])[0]
                 theirs = own[1][own[0][row] : own[0][row + 1]]

@@ -67,7 +67,7 @@ def test_with_rules_it_searches_deeper_through_the_index(given, tmp_path, rules)
     run("build-index", folder, "--factory", "IVF16,Flat", "--out", tmp_path / "index")
     index = ["--index", tmp_path / "index", "--nprobe"]
     told = run("mine", folder, "--k", 5, *index, 4, *said, "--out", tmp_path / "a")
-    assert "dropped by max_score" in told
+    assert "dropped by max-score" in told
     assert "deep\n" in told
     run("check", tmp_path / "a" / "i2t")
     about = provenance(tmp_path / "a" / "i2t")
@@ -89,6 +89,33 @@ def test_with_rules_it_searches_deeper_through_the_index(given, tmp_path, rules)
     reasons = pd.read_parquet(tmp_path / "b" / "i2t" / "shortfalls.parquet")["reason"]
     assert len(reasons) > 0
     assert reasons.str.contains("nothing to search deeper in").all()
+    # With it, choosing again is what the search and the rules in one command gave.
+    again = ["filter", folder, "--candidates", tmp_path / "a" / "candidates", "--k", 5, *said]
+    run(*again, "--index", tmp_path / "index", "--out", tmp_path / "c")
+    for direction in ("i2t", "t2i"):
+        for name in ("negatives.parquet", "shortfalls.parquet", "dropped.parquet"):
+            a, c = ((tmp_path / place / direction / name).read_bytes() for place in ("a", "c"))
+            assert a == c, (direction, name)
+
+
+def test_only_the_index_that_found_the_candidates_searches_deeper(given, tmp_path):
+    _, folder = given
+    rule = ["--rule", "max-score:score=6"]
+    for name, seed in (("index", 0), ("other", 1)):
+        run("build-index", folder, "--factory", "IVF16,Flat", "--seed", seed, "--out", tmp_path / name)
+    run("mine", folder, "--k", 5, *rule, "--out", tmp_path / "exact")
+    run("mine", folder, "--k", 5, *rule, "--index", tmp_path / "index", "--nprobe", 4, "--out", tmp_path / "a")
+
+    def refused(candidates, *options):
+        said = ["filter", folder, "--candidates", tmp_path / candidates / "candidates", "--k", 5, *rule, *options]
+        shown = run(*said, "--out", tmp_path / "no", code=3)
+        assert not list((tmp_path / "no").glob("*/manifest.json"))
+        return " ".join(shown.split())
+
+    assert "another index found the candidates of i2t" in refused("a", "--index", tmp_path / "other")
+    assert f"{tmp_path}/none" in refused("a", "--index", tmp_path / "none")
+    assert "are of an exact search; leave it out" in refused("exact", "--index", tmp_path / "index")
+    assert "--index is to search deeper" in refused("a", "--index", tmp_path / "index", "--no-deepen")
 
 
 def test_the_sample_is_asked_for_and_stored(given, tmp_path):

@@ -99,7 +99,7 @@ def test_by_default_sixteen_times_the_candidates_are_searched(problem, tmp_path)
     _, dropped, reasons = selected(found)
     assert len(dropped[0]) == 48
     total = len(made_up.texts)
-    assert reasons[0] == f"searched 48 of {total} texts: 48 dropped by max_score; max_candidates is 48"
+    assert reasons[0] == f"searched 48 of {total} texts: 48 dropped by max-score; max_candidates is 48"
     assert found.deepened == {12: 60, 48: 60}
 
 
@@ -112,7 +112,7 @@ def test_reasons_count_what_was_searched(problem, tmp_path):
     rules = ["range-min:skip=2", "max-score:score=-1"]
     shallow = selected(selection(made_up, candidates, rules, 4))[2]
     assert all(
-        reason.startswith(f"searched 4 of {size} texts: 2 dropped by range_min, ") for reason in shallow.values()
+        reason.startswith(f"searched 4 of {size} texts: 2 dropped by range-min, ") for reason in shallow.values()
     )
     assert all(reason.endswith("; nothing to search deeper in") for reason in shallow.values())
     deep = selection(made_up, candidates, rules, size, deepen=deepener(made_up, "i2t"), max_candidates=size)
@@ -121,9 +121,9 @@ def test_reasons_count_what_was_searched(problem, tmp_path):
     for row, reason in reasons.items():
         free = size - own[row]
         by_score = free - 2 - len(negatives[row])
-        tail = f", {by_score} dropped by max_score" if by_score else ""
+        tail = f", {by_score} dropped by max-score" if by_score else ""
         wanted = (
-            f"searched {free} of {size} texts: 2 dropped by range_min{tail}; the other {own[row]} are its positives"
+            f"searched {free} of {size} texts: 2 dropped by range-min{tail}; the other {own[row]} are its positives"
         )
         assert reason == wanted
     limited = selection(made_up, candidates, rules, size, deepen=deepener(made_up, "i2t"), max_candidates=6)
@@ -216,7 +216,7 @@ def test_a_cap_that_cannot_be_met_is_a_counted_shortfall(problem, tmp_path):
         refused = 20 - own - len(negatives[row])
         assert (
             reason
-            == f"searched {20 - own} of 20 images: {refused} dropped by hub_cap; the other {own} are its positives"
+            == f"searched {20 - own} of 20 images: {refused} dropped by hub-cap; the other {own} are its positives"
         )
 
 
@@ -245,7 +245,7 @@ def test_what_is_written(problem, oracle, tmp_path, direction, monkeypatch):
         len(negatives[row]) for row in made_up.pairs.ids(anchors).rows(list(short.anchor_id))
     ] == short.found.tolist()
     frame = pd.read_parquet(artifact.path("dropped.parquet"))
-    names = ["range_min", "max_score", "hub_cap"]
+    names = ["range-min", "max-score", "hub-cap"]
     wanted = [
         (ids[row], rank, made_up.pairs.ids(gallery)[g], score, names[rule])
         for row in made_up.pairs.order(anchors).tolist()
@@ -261,7 +261,7 @@ def test_what_is_written(problem, oracle, tmp_path, direction, monkeypatch):
     assert about["candidates"] == candidates.fingerprint
     assert (about["num_candidates"], about["max_candidates"]) == (8, 128)
     assert about["rules"] == [
-        {"rule": "range_min", "skip": 1}, {"rule": "max_score", "score": 4.0}, {"rule": "hub_cap", "most": 30}
+        {"rule": "range-min", "skip": 1}, {"rule": "max-score", "score": 4.0}, {"rule": "hub-cap", "most": 30}
     ]  # fmt: skip
     assert table.provenance == meta["provenance"]
 

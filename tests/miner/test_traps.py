@@ -745,6 +745,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run("build-index", folder, "--factory", "PQ2x4fs", "--out", at / "codes")
     for metric in ("ip", "cosine"):
         run("mine", folder, "--k", 4, "--num-candidates", 10, "--metric", metric, "--out", at / metric)
+    few = ["--k", 4, "--num-candidates", 10, "--index", at / "ivf0", "--nprobe", 4]
+    run("mine", folder, *few, "--out", at / "through")
     texts, images = given.pairs.text_ids, given.pairs.image_ids
     for name, times in (("a", 1000), ("b", 5)):
         write_table(at / f"texts-{name}.csv", {"id": texts, "text": [f"words {r % times}" for r in range(len(texts))]})
@@ -897,6 +899,8 @@ def cases(at: Path) -> dict[str, Case]:
     deep = [*start, "--rule", "percentile:above=30"]
     case("filter --max-candidates", deep, ["--max-candidates", 10], ["--max-candidates", 30])
     case("filter --no-deepen", deep, [], ["--no-deepen"])
+    through = [vectors, *out, "--k", 4, "--candidates", at / "through" / "candidates", "--rule", "percentile:above=30"]
+    case("filter --index", through, [], ["--index", at / "ivf0"])
     case("filter --threads", start, ["--threads", 1], ["--threads", 2], threads)
 
     start = [vectors, "--json"]
