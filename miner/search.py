@@ -122,7 +122,8 @@ class Gallery:
         # Equality with the ceiling, rounded as scores are, would be a tie with something that was not proposed.
         width = order.shape[1]
         last = best[np.arange(len(some)), np.minimum(wanted, width) - 1]
-        proved = (kept == free) | ((kept >= wanted) & (last > ceiling.astype(np.float32)))
+        with np.errstate(over="ignore"):  # a ceiling beyond float32 is one that nothing reaches
+            proved = (kept == free) | ((kept >= wanted) & (last > ceiling.astype(np.float32)))
         if raw is not None:
             error = 2 * float32_error(lengths, self.max_norm, self.dim)[:, None]
             proved &= (filled & (np.abs(raw.astype(np.float64) - scores) <= error)).all(1)

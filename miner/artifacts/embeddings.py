@@ -48,7 +48,10 @@ def check_vectors(vectors: npt.NDArray[Any], name: str, ids: Sequence[str] | Non
     if vectors.ndim != 2 or vectors.shape[1] == 0:
         raise BadInput(f"{name}: shape {vectors.shape}; vectors must be (rows, dim) with dim at least 1.")
     if vectors.dtype not in (np.float16, np.float32, np.float64):
-        raise BadInput(f"{name}: dtype {vectors.dtype}; vectors must be float16, float32 or float64.")
+        raise BadInput(
+            f"{name}: dtype {vectors.dtype}; vectors must be float16, float32 or float64, the lowest byte first, as "
+            "`vectors.astype('<f4')` makes them."
+        )
     if len(vectors) == 0:
         raise BadInput(f"{name}: no vector at all; an empty set cannot be searched.")
     for start in range(0, len(vectors), block):

@@ -167,11 +167,17 @@ def width(
     opened: Folder, directions: Sequence[Direction | Within], k: int, wanted: int | None, rules: Sequence[Chosen]
 ) -> int:
     """How many candidates to search: those wanted, else twice k, and what a rule looks at in the other direction; no
-    more than there are."""
+    more than there are. Raises BadInput where that is too few for a rule."""
     from miner.artifacts.pairs import sides
+    from miner.filters import agreement
 
-    looked = [int(getattr(rule.config, "within", 0)) for rule in rules if rule.opposite]
-    return min([wanted or max([2 * k, *looked]), *(len(opened.pairs.ids(sides(each)[1])) for each in directions)])
+    looking = [rule.config for rule in rules if isinstance(rule.config, agreement.Config)]
+    most = min(len(opened.pairs.ids(sides(each)[1])) for each in directions)
+    searched = min(wanted or max([2 * k, *(config.within for config in looking)]), most)
+    for config in looking:
+        for each in directions:
+            agreement.check_searched(config, each, searched, opened.pairs)
+    return searched
 
 
 def with_opposites(directions: list[Direction | Within], rules: Sequence[Chosen]) -> list[Direction | Within]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -67,13 +68,36 @@ def _table(path: Path, kinds: dict[str, Any]) -> Any:
         return pq.read_table(path, columns=[name for name in pq.read_schema(path).names if name in kinds])
     if path.suffix == ".jsonl":
         schema = pa.schema(list(kinds.items()))
-        table = pyarrow.json.read_json(path, parse_options=pyarrow.json.ParseOptions(explicit_schema=schema))
+        try:
+            table = pyarrow.json.read_json(path, parse_options=pyarrow.json.ParseOptions(explicit_schema=schema))
+        except pa.ArrowInvalid:
+            table = _with_numbers(path, schema)
         return table.select([name for name in kinds if table[name].null_count < len(table)])
     return pyarrow.csv.read_csv(  # ids such as 0012 are not numbers
         path,
         parse_options=pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ","),
         convert_options=pyarrow.csv.ConvertOptions(column_types=kinds),
     )
+
+
+def _with_numbers(path: Path, schema: Any) -> Any:
+    """JSON lines whose ids may be whole numbers, which Arrow does not read as strings; slower. Raises ValueError."""
+    import pyarrow as pa
+
+    found: dict[str, list[Any]] = {name: [] for name in schema.names}
+    with open(path, encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError(f"line {number} is not an object")
+            for name, values in found.items():
+                value, kinds = record.get(name), (int, float) if name in _NUMBERS else (int, str)
+                if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
+                    raise ValueError(f"line {number}: {name} is {json.dumps(value)[:40]}")
+                values.append(str(value) if str in kinds and isinstance(value, int) else value)
+    return pa.table(found, schema=schema)
 
 
 def pair_rows(path: Path, table: dict[str, Any], context: Context) -> tuple[Rows, Rows, npt.NDArray[np.float64]]:

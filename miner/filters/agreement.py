@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from miner.artifacts.errors import BadInput
 from miner.artifacts.negatives import NegativeBlock
-from miner.artifacts.pairs import Direction, Within, sides
+from miner.artifacts.pairs import Direction, Pairs, Within, sides
 from miner.filters import Context, Judge
 
 __all__ = ["OPPOSITE", "Config", "opposite", "prepare"]
@@ -41,6 +41,17 @@ def opposite(direction: Direction | Within) -> Direction | Within:
     return turned.get(direction, direction)
 
 
+def check_searched(config: Config, back: Direction | Within, searched: int, pairs: Pairs) -> None:
+    """Raise BadInput if `searched` candidates of direction `back` are too few to tell who is among the nearest."""
+    gallery = sides(back)[1]
+    everything = len(pairs.ids(gallery))
+    if searched < min(config.within, everything):
+        raise BadInput(
+            f"rule agreement: within = {config.within}, but {searched} of {everything} {gallery}s are searched for "
+            f"every anchor of {back}; ask for within={searched} at most, or search for more."
+        )
+
+
 def prepare(config: Config, context: Context) -> Judge:
     back = opposite(context.direction)
     candidates = context.candidates(back)
@@ -49,12 +60,7 @@ def prepare(config: Config, context: Context) -> Judge:
             f"rule agreement compares {context.direction} with the candidates of {back}, and these were not searched; "
             "search both directions."
         )
-    everything = len(context.pairs.ids(sides(back)[1]))
-    if config.within > candidates.num_candidates and candidates.num_candidates < everything:
-        raise BadInput(
-            f"rule agreement: within = {config.within}, but {candidates.num_candidates} candidates were searched in "
-            f"{back}; ask for no more, or search for more."
-        )
+    check_searched(config, back, candidates.num_candidates, context.pairs)
     place_of_anchor, place_of_candidate = (context.pairs.places(side) for side in sides(context.direction))
     nearest = candidates.positions
 

@@ -1,8 +1,9 @@
 """Drops what a file lists: pairs, or items that are never to be a negative.
 
 The file has the columns anchor_id and negative_id (of the direction that is filtered), or image_id and text_id (of
-either), or one of negative_id, image_id and text_id alone: that item for every anchor. As .csv, .tsv, .parquet or
-.jsonl. Ids of other items are passed over, but not a file of nothing else.
+either), or one of negative_id, image_id and text_id alone: that item for every anchor, in the direction in which it is
+a candidate. As .csv, .tsv, .parquet or .jsonl. Ids of other items are passed over, but not a file of nothing else; one
+without a row blocks nothing.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class Config:
 def prepare(config: Config, context: Context) -> Judge:
     path = Path(config.file)
     table = columns(path, _LAYOUTS, what="the blocked")
+    if not any(len(column) for column in table.values()):
+        return lambda block, rank: np.zeros(block.negatives.shape, dtype=bool)
     if len(table) == 2:
         anchors, negatives, _ = pair_rows(path, table, context)
         size = len(context.pairs.ids(sides(context.direction)[1]))

@@ -13,6 +13,7 @@ from miner import filters, spoken
 from miner.artifacts.errors import BadInput
 from miner.artifacts.pairs import Pairs, sides
 from miner.filters import DEFAULT, chosen
+from miner.filters._outside import columns
 from miner.filters._quantile import quantile
 from tests.miner.filters_oracle import (
     assert_as_expected,
@@ -236,7 +237,7 @@ def test_agreement(problem, oracle, tmp_path, direction, drop):
     candidates = searched(given, direction, N, tmp_path / "again")
     with pytest.raises(BadInput, match="search both directions"):
         selected(selection(given, candidates, [said], K))
-    with pytest.raises(BadInput, match="15 candidates were searched"):
+    with pytest.raises(BadInput, match="within = 16, but 15 of"):
         selected(selection(given, candidates, ["agreement:within=16"], K, opposite=opposite))
 
 
@@ -353,6 +354,41 @@ def test_a_block_list_of_strangers_is_refused(problem, tmp_path):
         path = write_rows(tmp_path / "b.csv", header.split(","), [row])
         with pytest.raises(BadInput, match="not one of its"):
             selected(selection(given, candidates, [f"block-list:file={path}"], K))
+
+
+@pytest.mark.parametrize("header", ["negative_id", "anchor_id,negative_id", "image_id,text_id", "image_id"])
+def test_an_empty_block_list_blocks_nothing(problem, oracle, tmp_path, header):
+    given = problem(seed=10)
+    for suffix in (".csv", ".parquet"):
+        path = write_rows(tmp_path / f"blocked{suffix}", header.split(","), [])
+        check(given, oracle, tmp_path / suffix, "t2i", [f"block-list:file={path}"], [lambda *_: False])
+
+
+def test_ids_in_json_lines_may_be_numbers(tmp_path):
+    """Beside strings, in the same column too; nothing else is an id."""
+    path = tmp_path / "b.jsonl"
+    layouts = [("anchor_id", "negative_id"), ("image_id", "text_id", "score")]
+    path.write_text(
+        '{"anchor_id": 7, "negative_id": "08"}\n\n{"anchor_id": "2009-01-01", "negative_id": 12345678901}\n'
+    )
+    found = columns(path, layouts, "pairs")
+    assert {name: column.to_pylist() for name, column in found.items()} == {
+        "anchor_id": ["7", "2009-01-01"], "negative_id": ["08", "12345678901"]
+    }  # fmt: skip
+    path.write_text('{"image_id": 7, "text_id": 8, "score": 1}\n{"image_id": 7, "text_id": "9", "score": 0.5}\n')
+    assert columns(path, layouts, "pairs")["score"].to_pylist() == [1.0, 0.5]
+    for wrong, said in (
+        ("1.5", "anchor_id is 1.5"),
+        ("true", "anchor_id is true"),
+        ("[1]", r"anchor_id is \[1\]"),
+    ):
+        path.write_text(f'{{"anchor_id": {wrong}, "negative_id": 3}}\n')
+        with pytest.raises(BadInput, match=said):
+            columns(path, layouts, "pairs")
+    for line in ("7", "{", '"image_id"'):
+        path.write_text(line + "\n")
+        with pytest.raises(BadInput, match="cannot be read"):
+            columns(path, layouts, "pairs")
 
 
 @BOTH

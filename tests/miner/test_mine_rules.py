@@ -94,6 +94,12 @@ def test_agreement_has_what_it_looks_at_searched(problem, tmp_path):
     run("mine", few, "--k", 5, "--direction", "i2i", "--rule", "agreement", "--out", tmp_path / "c")
     run("mine", few, "--k", 5, "--direction", "i2i", "--rule", "agreement:within=20", "--out", tmp_path / "d")
     assert rows(tmp_path / "c" / "i2i") == rows(tmp_path / "d" / "i2i")
+    # 20 of the few images are all there are, but not 50 of the texts: said before anything is searched.
+    said = run("mine", few, "--k", 5, "--rule", "agreement", "--out", tmp_path / "e", code=3)
+    assert "within = 50, but 20 of" in said
+    assert "are searched for every anchor of i2t; ask for within=20 at most" in " ".join(said.split())
+    assert not (tmp_path / "e").exists()
+    run("mine", few, "--k", 5, "--rule", "agreement:within=20", "--out", tmp_path / "e")
 
 
 def test_a_direction_that_cannot_be_is_said_before_the_other_is_written(problem, tmp_path):
