@@ -3,7 +3,8 @@
 An index may return fewer than it was asked for (empty slots), and the anchor's own positives are among what it returns.
 Who has fewer than k left is searched again, deeper and with more effort; who then still has fewer is a shortfall. An
 anchor's negatives depend on its own proposals alone: neither on the block it is searched in nor on the threads, as far
-as the index returns the same.
+as the index returns the same. Equal scores are ranked by id; which of them an index proposes where its proposals end is
+its own affair, and counted in the recall.
 """
 
 from __future__ import annotations
