@@ -17,10 +17,10 @@ import numpy.typing as npt
 from miner.artifacts.candidates import Candidates
 from miner.artifacts.errors import BadInput, DamagedArtifact
 from miner.artifacts.manifest import Artifact, Draft, FileRecord
-from miner.artifacts.negatives import NegativeBlock, write_negatives
+from miner.artifacts.negatives import DROPPED, NegativeBlock, write_negatives
 from miner.artifacts.pairs import Direction, Pairs, Side, Within, sides
 from miner.filters import Chosen, Context, Judge
-from miner.filters._dropped import NAME, dropped_table
+from miner.filters._dropped import dropped_table
 from miner.filters._items import listed
 
 __all__ = ["DEEPER", "Dropped", "Selected", "Selection", "depths_of", "write_selection"]
@@ -351,7 +351,7 @@ def write_selection(
 
         def beside() -> tuple[dict[str, FileRecord], dict[str, Any]]:
             deepened = {str(depth): anchors for depth, anchors in selection.deepened.items()}
-            return {NAME: table.finish()}, {"dropped": dict(selection.counts), "deepened": deepened}
+            return {DROPPED: table.finish()}, {"dropped": dict(selection.counts), "deepened": deepened}
 
         about = {**provenance, "filter": selection.about()}
         return write_negatives(draft, negatives(), selection.pairs, selection.direction, selection.k, about, beside)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
@@ -27,9 +26,9 @@ from miner.artifacts.pairs import Direction
 from trainer import collapse, epochs, losses, models, sampling
 from trainer.checkpoint import Checkpoint
 from trainer.data import Dataset
-from trainer.prefetch import Ahead
-from trainer.scoring import Gathered, Inputs, gather, score
+from trainer.scoring import Inputs, score
 from trainer.similarities import Similarities
+from trainer.steps import steps_of
 from trainer.trainee import Trainee
 
 __all__ = ["WARM", "EpochLog", "FitConfig", "fit", "learning_rate"]
@@ -52,6 +51,10 @@ class FitConfig(BaseModel):
     it takes until less than `WARM` of the anchors have a batch's hardest negative above their positive, since a model
     that is shown hardest negatives sooner may collapse. Offline negatives wait for the end of warm-up, and for
     `online_epochs` at least. `ema_decay` 0 turns averaging off.
+    `neighbourhood` above 1 composes the batches that train on offline negatives from the tables (see
+    `trainer.neighbourhoods`): so many pairs come together with each other's negatives, and nothing is encoded beyond
+    the batch. 3 are a quintuplet; as many as `batch_size` make the batch one neighbourhood. 1 draws batches at random
+    and encodes the negatives in addition.
     `weight_decay` above 0 makes Adam AdamW. `threads` 0 leaves torch's choice. `precision` "auto" is bfloat16 on a GPU
     that has it, else float32.
     """
@@ -69,6 +72,7 @@ class FitConfig(BaseModel):
     weight_decay: float = Field(default=0.0, ge=0)
     warmup_epochs: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     online_epochs: int = Field(default=0, ge=0)
+    neighbourhood: int = Field(default=1, ge=1)
     seed: int = Field(default=0, ge=0)
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     min_count: int = Field(default=1, ge=1, description="a word joins the vocabulary from this many occurrences on")
@@ -147,7 +151,7 @@ def fit(
     if not dataset.pairs.texts:
         raise BadInput(f"{dataset.name}: no captions, only ids; training needs the texts themselves.")
     if tables is not None:
-        _check_tables(tables, loss_config, dataset)
+        _check_tables(tables, loss_config, fit_config, dataset)
     device, precision = _device(fit_config)
     with _threads(fit_config.threads), torch.random.fork_rng():
         trainee = Trainee(dataset, model_config, fit_config, start, device)
@@ -200,36 +204,17 @@ def _epoch(
     warm_up: bool,
 ) -> EpochLog:
     began = time.perf_counter()
-    pairs = inputs.dataset.pairs
     effective = loss_config.online if epoch < config.online_epochs else loss_config
     effective = effective.warm_up if warm_up else effective
-    offline = None
-    if tables is not None and effective.needs_tables:
-        offline = sampling.draw(
-            pairs,
-            tables,
-            pool_text=effective.h_t,
-            pool_image=effective.h_v,
-            skip_text=effective.skip_t,
-            skip_image=effective.skip_v,
-            ranks=effective.law,
-            seed=config.seed,
-            epoch=epoch,
-            partners=effective.needs_partners,
-        )
+    offline = tables if effective.needs_tables else None
     trainee.model.train()
-    by = effective.batch_by
-    plan = sampling.batches(pairs, config.batch_size, config.seed, epoch, by, config.steps_per_epoch)
+    steps, items = steps_of(inputs, effective, config, offline, epoch)
     part_names: list[str] = []
     figure_names: list[str] = []
     rows: list[Tensor] = []
-    lr = config.lr
-
-    def read(batch: npt.NDArray[np.int64]) -> Gathered:
-        return gather(inputs, batch, offline.take(batch) if offline is not None else None, by)
-
-    # The reading thread draws no random number, so the seed set here is the step's alone.
-    with Ahead(read, plan) as ahead:
+    lr, seen = config.lr, 0
+    # The reading thread draws no random number of torch's, so the seed set here is the step's alone.
+    with items as ahead:
         for step, gathered in enumerate(ahead):
             torch.manual_seed(sampling.step_seed(config.seed, epoch, step))
             scored = score(trainee.model, gathered, device, precision)
@@ -239,8 +224,9 @@ def _epoch(
                 with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
                     parts["model"] = trainee.model.auxiliary_loss(images.to(device), tokens.to(device), lengths)
             loss = torch.stack(list(parts.values())).sum()
-            lr = learning_rate(config, epoch + step / len(plan), total_epochs)
+            lr = learning_rate(config, epoch + step / steps, total_epochs)
             trainee.update(loss, lr)
+            seen += gathered.num_pairs
             figures = losses.figures(effective, scored.similarities)
             part_names, figure_names = list(parts), list(figures)
             gap = _offline_hardness(scored.similarities)
@@ -258,7 +244,6 @@ def _epoch(
     names = collapse.OBSERVED
     observed_means = dict(zip(names, means[-len(names) :], strict=True))
     seconds = time.perf_counter() - began
-    seen = sum(len(batch) for batch in plan)
     return EpochLog(
         epoch=epoch,
         lr=lr,
@@ -269,7 +254,7 @@ def _epoch(
         offline_hardness=means[len(named_means)] if offline is not None else None,
         warm_up=warm_up,
         pairs=seen,
-        steps=len(plan),
+        steps=steps,
         seconds=seconds,
         waited=ahead.waited,
         pairs_per_second=seen / seconds,
@@ -289,12 +274,22 @@ def _offline_hardness(similarities: Similarities) -> Tensor:
     return ((gap * has).sum() / has.sum().clamp(min=1)).reshape(1)
 
 
-def _check_tables(tables: Tables, loss_config: Any, dataset: Dataset) -> None:
+def _check_tables(tables: Tables, loss_config: Any, config: FitConfig, dataset: Dataset) -> None:
     if not loss_config.needs_tables:
         raise BadInput(
             f"the loss {losses.name_of(loss_config)} uses no offline negatives, but tables were given; leave them out, "
             "or take the loss aoq, or set the loss's `offline`."
         )
+    if config.neighbourhood > 1:
+        why = None
+        if loss_config.batch_by != "pairs":
+            why = f"the loss {losses.name_of(loss_config)} takes batches of images with all their captions"
+        elif config.neighbourhood > config.batch_size:
+            why = f"a batch has {config.batch_size}"
+        elif getattr(loss_config, "correction", "") == "stratified":
+            why = 'correction = "stratified" takes the negatives of a pool to be drawn evenly'
+        if why:
+            raise BadInput(f"fit.neighbourhood = {config.neighbourhood} pairs cannot be, as {why}; set it to 1.")
     for direction in DIRECTIONS:
         if direction not in tables:
             raise BadInput(f"the {direction} table is missing; offline negatives need both, i2t and t2i.")

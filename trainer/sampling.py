@@ -18,11 +18,13 @@ from miner.artifacts.errors import BadInput
 from miner.artifacts.pairs import Direction, Pairs, Side, sides
 from miner.artifacts.ranks import Law, drawn_ranks
 
-__all__ = ["Draw", "Table", "batches", "check_table", "draw", "generator", "step_seed"]
+__all__ = [
+    "Draw", "Table", "batches", "check_table", "draw", "generator", "num_batches", "share_of", "step_seed",
+]  # fmt: skip
 
 Rows = npt.NDArray[np.int64]
 Shares = npt.NDArray[np.float64]
-_STREAMS = {"model": 0, "batches": 1, "ranks": 2, "partners": 3, "step": 4}
+_STREAMS = {"model": 0, "batches": 1, "ranks": 2, "partners": 3, "step": 4, "neighbours": 5}
 
 
 class Table(Protocol):
@@ -98,6 +100,11 @@ def batches(
     raise AssertionError("unreachable")
 
 
+def num_batches(pairs: Pairs, batch_size: int, steps: int | None = None) -> int:
+    """How many batches of so many pairs an epoch has."""
+    return steps or max(1, pairs.num_pairs // batch_size)
+
+
 def draw(
     pairs: Pairs,
     tables: Mapping[Direction, Table],
@@ -139,13 +146,16 @@ def draw(
         random = generator(seed, "partners", epoch).random((2, pairs.num_pairs))
         partner_image = _positive(pairs, "text", text, random[0])
         partner_text = _positive(pairs, "image", image, random[1])
-    shares = _share(pairs, "image", text_pool), _share(pairs, "text", image_pool)
+    shares = (
+        share_of(pairs, "image", pairs.image_rows, text_pool),
+        share_of(pairs, "text", pairs.text_rows, image_pool),
+    )
     return Draw(text, image, partner_image, partner_text, *shares)
 
 
-def _share(pairs: Pairs, side: Side, pool: Rows) -> Shares:
-    """Pool size over the number of negatives of every pair's anchor on `side`."""
-    rows, gallery = (pairs.image_rows, pairs.num_texts) if side == "image" else (pairs.text_rows, pairs.num_images)
+def share_of(pairs: Pairs, side: Side, rows: Rows, pool: Rows) -> Shares:
+    """Pool size over the number of negatives of these anchors on `side`, (anchors,)."""
+    gallery = pairs.num_texts if side == "image" else pairs.num_images
     negatives = gallery - np.diff(pairs.positives(side)[0])[rows]
     return np.asarray(pool / np.maximum(negatives, 1), dtype=np.float64)
 

@@ -67,6 +67,11 @@ class Gathered:
     draw: Draw | None
     images_at: Tensor | None  # (P,) place of every pair's image in group 0; None: pair i is place i
     texts_at: Tensor | None
+    passed_over: npt.NDArray[np.bool_] | None = None  # (I, T) of group 0: no negatives, though nobody linked them
+
+    @property
+    def num_pairs(self) -> int:
+        return len(self.image_groups[0] if self.images_at is None else self.images_at)
 
     def of_pairs(self) -> tuple[Tensor, Tensor, Tensor]:
         """(images, tokens, lengths) of every pair of the batch, (P, ...)."""
@@ -86,7 +91,11 @@ class Step:
 
 
 def gather(
-    inputs: Inputs, batch: Rows, offline: Draw | None = None, by: Literal["pairs", "images"] = "pairs"
+    inputs: Inputs,
+    batch: Rows,
+    offline: Draw | None = None,
+    by: Literal["pairs", "images"] = "pairs",
+    passed_over: npt.NDArray[np.bool_] | None = None,
 ) -> Gathered:
     """Read the pairs `batch` and what `offline`, their draw, names. With partners -1 everywhere there are none.
 
@@ -114,7 +123,7 @@ def gather(
     unique_texts, text_places = _once(text_groups)
     return Gathered(
         inputs.images(unique_images), *inputs.texts(unique_texts), image_groups, text_groups,
-        image_places, text_places, pairs, offline, images_at, texts_at,
+        image_places, text_places, pairs, offline, images_at, texts_at, passed_over,
     )  # fmt: skip
 
 
@@ -137,7 +146,10 @@ def score(model: Encoder, gathered: Gathered, device: torch.device, precision: t
         for places, here in zip((image_places, text_places), at, strict=True)
     ]
     pairs, groups = gathered.pairs, (gathered.image_groups, gathered.text_groups)
-    valid = torch.from_numpy(~pairs.belong(groups[0][0], groups[1][0])).to(device)
+    negative = ~pairs.belong(groups[0][0], groups[1][0])
+    if gathered.passed_over is not None:
+        negative &= ~gathered.passed_over
+    valid = torch.from_numpy(negative).to(device)
     found = None
     if gathered.draw is not None:
         found = _offline(gathered, gathered.draw, compare, (image_places, text_places), (anchors[0], anchors[1]))

@@ -62,7 +62,7 @@ class Side:
 
     searched: Literal["text", "image"]
     scores: Tensor  # (A, C)
-    negative: Tensor  # (A, C) bool: counts as a negative; what does not, belongs to the anchor
+    negative: Tensor  # (A, C) bool: counts as a negative; what does not, belongs to the anchor or is passed over
     masked: Tensor  # (A, C): scores, and -inf where there is no negative
     positive: Tensor  # (P,)
     anchor: Tensor | None  # (P,)

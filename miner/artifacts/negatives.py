@@ -8,6 +8,7 @@
         lowest_positive  float32, the lowest similarity of the anchor to one of its own positives; null in a table of
                          i2i or t2t where it has none
     shortfalls.parquet   one row per anchor with fewer than k: anchor_id, found, wanted, lowest_positive, reason
+    dropped.parquet      where rules chose: what they passed over, see `miner.filters._dropped`
 
 Provenance (direction, k, pairs, and what the caller adds: round, metric, index, checkpoint) is JSON under the key
 `quintain` of the Parquet footer, and in the manifest. The bytes depend on the content alone: not on the blocks it was
@@ -20,8 +21,9 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -30,9 +32,11 @@ from miner.artifacts.errors import BadInput, DamagedArtifact
 from miner.artifacts.manifest import Artifact, Draft, FileRecord, canonical_json, open_artifact
 from miner.artifacts.pairs import Direction, Pairs, Within, sides
 
-__all__ = ["NEGATIVES", "NegativeBlock", "NegativeTable", "write_negatives"]
+__all__ = ["DROPPED", "NEGATIVES", "NegativeBlock", "NegativeTable", "write_negatives"]
 
 NEGATIVES = "negatives"
+DROPPED = "dropped.parquet"
+CSR: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 FOOTER_KEY = b"quintain"
 # Anchors per row group: fixed, so that the same table is the same file however it was cut into blocks.
 _GROUP = 32768
@@ -245,6 +249,10 @@ def _regroup(blocks: Iterable[NegativeBlock]) -> Iterator[NegativeBlock]:
         yield NegativeBlock.join(held)
 
 
+def _nothing() -> None:
+    """What a table that was not read from files has of rules."""
+
+
 @dataclass(frozen=True)
 class NegativeTable:
     """A table as arrays, indexed by row of the Pairs it was opened with.
@@ -262,6 +270,12 @@ class NegativeTable:
     num_negatives: npt.NDArray[np.int32]
     provenance: dict[str, Any]
     fingerprint: str
+    _read_dropped: Callable[[], CSR | None] = _nothing
+
+    def dropped(self) -> CSR | None:
+        """What rules dropped, by anchor row as (offsets, rows of the other side); None where there was no rule. Read
+        anew each time. Raises DamagedArtifact."""
+        return self._read_dropped()
 
     @classmethod
     def open(cls, source: Artifact | Path, pairs: Pairs) -> NegativeTable:
@@ -309,4 +323,23 @@ class NegativeTable:
         short = pq.read_table(pa.BufferReader(artifact.read("shortfalls.parquet")))
         lowest[pc.index_in(short["anchor_id"], value_set=anchor_ids).to_numpy()] = short["lowest_positive"].to_numpy()
         found = (negatives >= 0).sum(1, dtype=np.int32)
-        return cls(direction, k, negatives, scores, lowest, found, provenance, artifact.manifest.fingerprint)
+        fingerprint, read = artifact.manifest.fingerprint, partial(_dropped, artifact, pairs, direction)
+        return cls(direction, k, negatives, scores, lowest, found, provenance, fingerprint, read)
+
+
+def _dropped(artifact: Artifact, pairs: Pairs, direction: Direction) -> CSR | None:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    if DROPPED not in artifact.manifest.files:
+        return None
+    columns = ["anchor_id", "negative_id"]
+    table = pq.read_table(pa.BufferReader(artifact.read(DROPPED)), columns=columns)
+    rows = []
+    for name, side in zip(columns, sides(direction), strict=True):
+        found = pc.index_in(table[name].cast(pa.string()), value_set=pairs.ids(side).arrow)
+        rows.append(found.combine_chunks().to_numpy(zero_copy_only=False).astype(np.int64))
+    order = np.argsort(rows[0], kind="stable")
+    counts = np.bincount(rows[0], minlength=len(pairs.ids(sides(direction)[0])))
+    return np.concatenate([[0], np.cumsum(counts)]), rows[1][order]

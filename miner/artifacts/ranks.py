@@ -32,7 +32,7 @@ import numpy.typing as npt
 
 from miner.artifacts.errors import BadInput
 
-__all__ = ["Law", "Scored", "Simans", "Softmax", "drawn_ranks", "drawn_sets"]
+__all__ = ["Law", "Scored", "Simans", "Softmax", "drawn_ranks", "drawn_sets", "log_weights", "one_of", "scores_of"]
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -112,19 +112,56 @@ def drawn_sets(
         return there & (np.arange(scores.shape[1]) < count)
     # 1 - u is never 0, but may be 1.
     waits = np.maximum(-np.log1p(-random), np.finfo(np.float64).tiny)
-    with np.errstate(over="ignore", invalid="ignore"):
-        if isinstance(law, (Simans, Softmax)):
-            energy = law.energy(scores.astype(np.float64), np.asarray(lowest_positive, dtype=np.float64))
-        else:
-            steps = np.log1p(np.arange(scores.shape[1])) if law == "log_uniform" else np.zeros(scores.shape[1])
-            energy = np.broadcast_to(steps, scores.shape)
-        if np.isnan(energy[there]).any():
-            raise _unweighable(law)
-        times = np.where(there, np.log(waits) + energy, np.nan)
+    times = np.where(there, np.log(waits) - log_weights(law, scores, lowest_positive, there), np.nan)
     chosen = np.zeros(there.shape, dtype=np.bool_)
     # What is not there is nan, and sorted last.
     np.put_along_axis(chosen, np.argsort(times, axis=1, kind="stable")[:, :count], True, axis=1)
     return chosen & there
+
+
+def log_weights(
+    law: Law, scores: npt.NDArray[Any], lowest_positive: npt.NDArray[Any], there: npt.NDArray[np.bool_]
+) -> Floats:
+    """log P(r), up to a constant per anchor, of the ranks r = 0, 1, ... in the columns: (anchors, n), -inf where it is
+    not `there`. A law that does not weigh scores reads their shape alone. Raises BadInput as `drawn_ranks` does."""
+    assert law != "tied", "both directions share that draw"
+    ranks = np.arange(scores.shape[1])
+    # What is not finite is found below; where there is no negative it does not matter.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if isinstance(law, (Simans, Softmax)):
+            found = -law.energy(scores.astype(np.float64), np.asarray(lowest_positive, dtype=np.float64))
+        else:
+            # exp(-1000) is 0: the first that is there leaves nothing to the others.
+            by_rank = {"untied": 0.0 * ranks, "log_uniform": -np.log1p(ranks), "top": -1000.0 * ranks}
+            found = np.broadcast_to(by_rank[law], scores.shape)
+    if np.isnan(found[there]).any():
+        raise _unweighable(law)
+    return np.where(there, found, -np.inf)
+
+
+def one_of(law: Law, logs: Floats, there: npt.NDArray[np.bool_], random: Floats) -> Rows:
+    """The rank that each of `random` (anchors,) stands for, by the log weights (anchors, n); any where nothing is
+    `there`. Raises BadInput where all that is there weighs nothing."""
+    # The likeliest weighs 1, so that no sum overflows or is 0, however far apart the scores are.
+    most = np.where(there.any(1), logs.max(axis=1), 0.0)
+    with np.errstate(invalid="ignore"):
+        sums = np.cumsum(np.exp(logs - most[:, None]), axis=1)
+    if np.isnan(sums).any():
+        raise _unweighable(law)
+    ranks: Rows = np.minimum((sums <= (random * sums[:, -1])[:, None]).sum(axis=1), logs.shape[1] - 1)
+    return ranks
+
+
+def scores_of(law: Law, table: object) -> Scored | None:
+    """The table as one with scores, if the law weighs these. Raises BadInput if it then has none."""
+    if not isinstance(law, (Simans, Softmax)):
+        return None
+    if not isinstance(table, Scored):
+        raise BadInput(
+            "these ranks are drawn by score, but the negative table has no `scores` and `lowest_positive`; give a "
+            "NegativeTable, or draw by rank."
+        )
+    return table
 
 
 def _unweighable(law: Law) -> BadInput:
@@ -135,11 +172,8 @@ def _unweighable(law: Law) -> BadInput:
 
 
 def _weighed(law: Simans | Softmax, table: object, anchors: Rows, pool: Rows, skip: int, random: Floats) -> Rows:
-    if not isinstance(table, Scored):
-        raise BadInput(
-            "these ranks are drawn by score, but the negative table has no `scores` and `lowest_positive`; give a "
-            "NegativeTable, or draw by rank."
-        )
+    scored = scores_of(law, table)
+    assert scored is not None
     ranks = np.zeros(len(anchors), dtype=np.int64)
     width = int(np.max(pool, initial=0))
     if width == 0:
@@ -148,15 +182,6 @@ def _weighed(law: Simans | Softmax, table: object, anchors: Rows, pool: Rows, sk
     for start in range(0, len(anchors), step):
         at = slice(start, start + step)
         rows, there = anchors[at], np.arange(width) < pool[at, None]
-        scores = np.asarray(table.scores[rows, skip : skip + width], dtype=np.float64)
-        # What is not finite is found below; where there is no negative it does not matter.
-        with np.errstate(over="ignore", invalid="ignore"):
-            energy = law.energy(scores, np.asarray(table.lowest_positive[rows], dtype=np.float64))
-            energy = np.where(there, energy, np.inf)
-            # The likeliest weighs 1, so that no sum overflows or is 0, however far apart the scores are.
-            least = np.where(pool[at] > 0, energy.min(axis=1), 0.0)
-            sums = np.cumsum(np.exp(least[:, None] - energy), axis=1)
-        if np.isnan(sums).any():
-            raise _unweighable(law)
-        ranks[at] = (sums <= (random[at] * sums[:, -1])[:, None]).sum(axis=1)
+        logs = log_weights(law, scored.scores[rows, skip : skip + width], scored.lowest_positive[rows], there)
+        ranks[at] = one_of(law, logs, there, random[at])
     return ranks

@@ -21,11 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 from miner.artifacts.manifest import Draft, FileRecord
+from miner.artifacts.negatives import DROPPED
 from miner.artifacts.pairs import Direction, Pairs, Within, sides
 
-__all__ = ["NAME", "DroppedTable", "dropped_table"]
+__all__ = ["DroppedTable", "dropped_table"]
 
-NAME = "dropped.parquet"
 _GROUP = 1 << 20  # rows per row group, and held in memory
 Columns = tuple[npt.NDArray[Any], ...]
 
@@ -97,7 +97,7 @@ class DroppedTable:
         if self._held and len(columns := self._joined()) and len(columns[0]):
             self._write(columns)
         self.writer.close()
-        return self.draft.adopt(NAME, self.source, self.num_rows)
+        return self.draft.adopt(DROPPED, self.source, self.num_rows)
 
     def _joined(self) -> Columns:
         return tuple(np.concatenate(column) for column in zip(*self._held, strict=True))

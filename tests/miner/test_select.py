@@ -253,6 +253,12 @@ def test_what_is_written(problem, oracle, tmp_path, direction, monkeypatch):
     ]
     assert list(frame.itertuples(index=False, name=None)) == wanted
     assert list(frame.columns) == ["anchor_id", "rank", "negative_id", "score", "rule"]
+    again = table.dropped()
+    assert again is not None
+    offsets, rows = again
+    assert len(offsets) == len(ids) + 1
+    for row in range(len(ids)):
+        assert rows[offsets[row] : offsets[row + 1]].tolist() == [g for _, g, *_ in dropped[row]]
     meta = artifact.manifest.meta
     assert meta["dropped"] == {name: int((frame.rule == name).sum()) for name in names}
     assert list(json.loads(artifact.manifest.dumps())["files"]) == sorted(artifact.manifest.files)
@@ -300,6 +306,9 @@ def test_nothing_dropped_is_an_empty_table(problem, tmp_path):
     frame = pd.read_parquet(artifact.path("dropped.parquet"))
     assert len(frame) == 0
     assert list(frame.columns) == ["anchor_id", "rank", "negative_id", "score", "rule"]
+    again = NegativeTable.open(artifact, made_up.pairs).dropped()
+    assert again is not None
+    assert (again[0].any(), len(again[1])) == (False, 0)
 
 
 def test_a_failed_selection_leaves_nothing(problem, tmp_path):

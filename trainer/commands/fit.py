@@ -35,6 +35,15 @@ if TYPE_CHECKING:
 )
 @click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True, help="Epochs to add.")
 @click.option("--batch-size", type=click.IntRange(min=2), default=128, show_default=True, help="Pairs per step.")
+@click.option(
+    "--neighbourhood",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="PAIRS",
+    help="With --negatives: compose batches of so many pairs that bring each other's negatives (3: a quintuplet), so "
+    "that no more is encoded than without any. 1: batches at random, negatives encoded in addition.",
+)
 @click.option("--lr", type=float, default=2e-4, show_default=True, help="Learning rate of Adam.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads. [default: torch's choice]")
@@ -61,6 +70,7 @@ def fit(
     Examples:
         trainer fit --data emoji --epochs 10 --lr 1e-3 --out runs/model0
         trainer fit --data emoji --quintuplet --form OffTri --negatives runs/negatives --out runs/offtri
+        trainer fit --data emoji --quintuplet --neighbourhood 3 --negatives runs/negatives --out runs/close
         trainer fit --data emoji --loss goal:triplet=nca,pair=lin --out runs/goal
         trainer fit --data emoji --loss ntxent:tau=0.05,offline=softmax --negatives runs/negatives --out runs/ntxent
         trainer fit --data flickr8k/ --model vsrn:dim=1024,caption_loss=1 --out runs/vsrn

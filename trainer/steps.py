@@ -1,0 +1,50 @@
+"""What the steps of an epoch read: batches at random or composed from the tables, each with its offline negatives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from miner.artifacts.pairs import Direction
+from trainer import sampling
+from trainer.neighbourhoods import Neighbourhoods
+from trainer.prefetch import Ahead
+from trainer.scoring import Gathered, Inputs, gather
+
+if TYPE_CHECKING:
+    from trainer.fit import FitConfig
+
+__all__ = ["steps_of"]
+
+
+def steps_of(
+    inputs: Inputs, loss: Any, config: FitConfig, tables: Mapping[Direction, sampling.Table] | None, epoch: int
+) -> tuple[int, Ahead[Gathered]]:
+    """How many steps an epoch has, and what each of them reads, made ahead; without `tables`, no offline negatives."""
+    pairs, by = inputs.dataset.pairs, loss.batch_by
+    size, seed, steps = config.batch_size, config.seed, config.steps_per_epoch
+    if tables is None:
+        plan = sampling.batches(pairs, size, seed, epoch, by, steps)
+        return len(plan), Ahead(lambda batch: gather(inputs, batch, by=by), plan)
+    how: dict[str, Any] = {
+        "pool_text": loss.h_t,
+        "pool_image": loss.h_v,
+        "skip_text": loss.skip_t,
+        "skip_image": loss.skip_v,
+        "ranks": loss.law,
+    }
+    if config.neighbourhood == 1:
+        plan = sampling.batches(pairs, size, seed, epoch, by, steps)
+        drawn = sampling.draw(pairs, tables, **how, seed=seed, epoch=epoch, partners=loss.needs_partners)
+        return len(plan), Ahead(lambda batch: gather(inputs, batch, drawn.take(batch), by), plan)
+    close = Neighbourhoods(pairs, tables, config.neighbourhood, **how)
+
+    def read(item: tuple[int, npt.NDArray[np.int64]]) -> Gathered:
+        step, batch = item
+        return gather(inputs, batch, close.draw(batch, seed, epoch, step), by, close.passed_over(batch))
+
+    composed = enumerate(close.batches(size, seed, epoch, steps))
+    return sampling.num_batches(pairs, size, steps), Ahead(read, composed)
