@@ -1,0 +1,72 @@
+"""Which shards are tried again after the process at work on them was lost, and which are left out. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from miner.artifacts.errors import BadInput, Retryable
+
+__all__ = ["FINISH", "TRIES", "Quarantine"]
+
+TRIES = 3
+FINISH = -1  # stands for putting the parts together, where others stand for a shard
+_MOST_LEFT_OUT = 8  # with more, it is not the rows: the stage is given up
+_MOST_LOST = 10  # of one shard, whoever is to blame
+_SHOWN = 5
+
+
+@dataclass
+class Quarantine:
+    """What was lost of one stage. `stage` is its name, `cpus` the key of [executor] that says how large its actors are.
+
+    A node that is gone is nobody's fault: what was lost on it does not count against the shard, even if that became
+    known later. But no shard is tried more than a bounded number of times.
+    """
+
+    stage: str
+    cpus: str
+    left_out: list[int] = field(default_factory=list)
+    _lost: dict[int, list[tuple[str, str]]] = field(default_factory=dict)  # shard -> (node, what was seen) each time
+
+    def note(self, shard: int, node: str, seen: str, alive: Collection[str]) -> bool:
+        """Whether `shard`, lost on `node`, is to be tried again; `alive` are the nodes that are up now.
+
+        Raises Retryable for a shard whose node is lost again and again.
+        """
+        lost = self._lost.setdefault(shard, [])
+        lost.append((node, seen))
+        if sum(node in alive for node, _ in lost) >= TRIES:
+            self.left_out.append(shard)
+            return False
+        if len(lost) >= _MOST_LOST:
+            raise Retryable(
+                f"{self.stage}: {_named(shard)} was lost {len(lost)} times, mostly with the node it was on; see why "
+                "nodes of this cluster go away, then run the same command again: what is finished is kept."
+            )
+        return True
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether so many shards are left out that the others need not be tried."""
+        return len(self.left_out) > _MOST_LEFT_OUT
+
+    def error(self, finished: int, where: Callable[[int], str]) -> BadInput:
+        """What is left out, in a sentence. `where(shard)` says which rows that is; `finished` others are on disk."""
+        shown = sorted(self.left_out)[:_SHOWN]
+        each = "; ".join(f"{_named(shard)}, {where(shard)}: {self._lost[shard][-1][1]}" for shard in shown)
+        more = f"; and {len(self.left_out) - len(shown)} more" if len(self.left_out) > len(shown) else ""
+        return BadInput(
+            f"{self.stage}: {len(self.left_out)} failed {TRIES} times each and {_were(len(self.left_out))} left out, "
+            f"{finished} finished and kept. {each}{more}. Ray's logs on that node (worker-*-PID.err) hold the last "
+            "words of a process. Look at these rows; or leave each more memory, with fewer on a node by a higher "
+            f"[executor] {self.cpus}, or more nodes. Then run the same command again: it goes on with what is left."
+        )
+
+
+def _named(shard: int) -> str:
+    return "putting the shards together" if shard == FINISH else f"shard {shard}"
+
+
+def _were(count: int) -> str:
+    return "was" if count == 1 else "were"
