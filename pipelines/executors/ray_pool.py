@@ -232,7 +232,9 @@ class Pool:
         elif not room:
             self._no_room(task, nodes, now - self._placed)
         elif now - self._placed > self.patience:
-            progress.say(f"{task.stage.name}: no worker could begin yet; each takes {self.shape}, and others may use them")
+            progress.say(
+                f"{task.stage.name}: no worker could begin yet; each takes {self.shape}, and others may use them"
+            )
             self._placed = now
 
     def _no_room(self, task: Task, nodes: list[dict[str, Any]], waited: float) -> None:
