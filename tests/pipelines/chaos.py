@@ -40,7 +40,7 @@ class Chaos:
         try:
             last = time.monotonic()
             for victim in victims:
-                process = self._wait(process, root, self.random.uniform(0, self.undisturbed / 2))
+                process = self._wait(process, root, self.random.uniform(0, self.undisturbed / 4))
                 if process.poll() is not None:
                     break  # finished before its time came
                 self._kill(victim or self.random.choice(get_args(Victim)), process)
