@@ -41,8 +41,8 @@ class Quarantine:
             return False
         if len(lost) >= _MOST_LOST:
             raise Retryable(
-                f"{self.stage}: {_named(shard)} was lost {len(lost)} times, mostly with the node it was on; see why "
-                "nodes of this cluster go away, then run the same command again: what is finished is kept."
+                f"{self.stage}: {self._named(shard)} was lost {len(lost)} times, mostly with the node it was on; see "
+                "why nodes of this cluster go away, then run the same command again: what is finished is kept."
             )
         return True
 
@@ -54,7 +54,7 @@ class Quarantine:
     def error(self, finished: int, where: Callable[[int], str]) -> BadInput:
         """What is left out, in a sentence. `where(shard)` says which rows that is; `finished` others are on disk."""
         shown = sorted(self.left_out)[:_SHOWN]
-        each = "; ".join(f"{_named(shard)}, {where(shard)}: {self._lost[shard][-1][1]}" for shard in shown)
+        each = "; ".join(f"{self._named(shard, where)}: {self._lost[shard][-1][1]}" for shard in shown)
         more = f"; and {len(self.left_out) - len(shown)} more" if len(self.left_out) > len(shown) else ""
         return BadInput(
             f"{self.stage}: {len(self.left_out)} failed {TRIES} times each and {_were(len(self.left_out))} left out, "
@@ -63,9 +63,11 @@ class Quarantine:
             f"[executor] {self.cpus}, or more nodes. Then run the same command again: it goes on with what is left."
         )
 
-
-def _named(shard: int) -> str:
-    return "putting the shards together" if shard == FINISH else f"shard {shard}"
+    @staticmethod
+    def _named(shard: int, where: Callable[[int], str] | None = None) -> str:
+        if shard == FINISH:
+            return "putting the shards together"
+        return f"shard {shard}, {where(shard)}" if where else f"shard {shard}"
 
 
 def _were(count: int) -> str:

@@ -198,6 +198,6 @@ def test_many_kills(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
         with capsys.disabled():
             print(
                 f"\n{chaos.kills.total()} kills {dict(chaos.kills)} of {number} runs, {chaos.starts} starts; "
-                f"undisturbed {chaos.undisturbed:.0f} s; from the last kill to the end at most {chaos.slowest:.2f} times that"
+                f"undisturbed {chaos.undisturbed:.0f} s; from a last kill to the end at most {chaos.slowest:.2f} times"
             )
     assert chaos.slowest < 3
