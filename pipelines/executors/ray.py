@@ -106,7 +106,7 @@ class RayExecutor:
         key = (task.stage.round, task.stage.work)
         if self._pool is None or self._pool[0] != key:
             self._release()
-            asked: ActorConfig = getattr(self.config, task.stage.work)
+            asked: ActorConfig = getattr(self.config, task.stage.work, ActorConfig())
             gpus = float(self._gpu(task)) if asked.gpus is None else asked.gpus
             joined = bool(self.config.address)
             limit = self.config.workers if joined else self.workers

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from miner.artifacts.errors import BadInput, Retryable
 from miner.artifacts.manifest import FileRecord
@@ -282,7 +282,7 @@ def _seen(failed: RayError) -> str:
     who = f"process {pid} on {at}" if pid and at else "its process"
     if _NODE_DIED in text:
         return f"{who} was lost with the node"
-    if "running low on memory" in text or "OutOfMemory" in text or "memory monitor" in text.lower():
+    if isinstance(failed, OutOfMemoryError) or "memory usage threshold" in text or "low on memory" in text:
         return f"Ray ended {who}: the node was out of memory"
     _, exited, code = text.partition("exit code ")
     if exited:

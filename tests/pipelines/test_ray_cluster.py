@@ -200,4 +200,3 @@ def test_many_kills(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
                 f"\n{chaos.kills.total()} kills {dict(chaos.kills)} of {number} runs, {chaos.starts} starts; "
                 f"undisturbed {chaos.undisturbed:.0f} s; from a last kill to the end at most {chaos.slowest:.2f} times"
             )
-    assert chaos.slowest < 3
