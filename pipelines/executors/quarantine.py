@@ -41,7 +41,7 @@ class Quarantine:
             return False
         if len(lost) >= _MOST_LOST:
             raise Retryable(
-                f"{self.stage}: {self._named(shard)} was lost {len(lost)} times, mostly with the node it was on; see "
+                f"{self.stage}: {_named(shard)} was lost {len(lost)} times, mostly with the node it was on; see "
                 "why nodes of this cluster go away, then run the same command again: what is finished is kept."
             )
         return True
@@ -53,22 +53,24 @@ class Quarantine:
 
     def error(self, finished: int, where: Callable[[int], str]) -> BadInput:
         """What is left out, in a sentence. `where(shard)` says which rows that is; `finished` others are on disk."""
+        logs = (
+            "Ray's logs on that node (worker-*-PID.err) hold the last words of a process; where memory is short, fewer "
+            f"at once on a node need less: a higher [executor] {self.cpus}."
+        )
+        if self.left_out == [FINISH]:
+            seen = self._lost[FINISH][-1][1]
+            return BadInput(
+                f"{self.stage}: {_named(FINISH)} failed {TRIES} times: {seen}. {logs} Then run the same command again."
+            )
         shown = sorted(self.left_out)[:_SHOWN]
-        each = "; ".join(f"{self._named(shard, where)}: {self._lost[shard][-1][1]}" for shard in shown)
-        more = f"; and {len(self.left_out) - len(shown)} more" if len(self.left_out) > len(shown) else ""
+        each = "; ".join(f"{_named(shard)}, {where(shard)}: {self._lost[shard][-1][1]}" for shard in shown)
+        count, more = len(self.left_out), len(self.left_out) - len(shown)
         return BadInput(
-            f"{self.stage}: {len(self.left_out)} failed {TRIES} times each and {_were(len(self.left_out))} left out, "
-            f"{finished} finished and kept. {each}{more}. Ray's logs on that node (worker-*-PID.err) hold the last "
-            "words of a process. Look at these rows; or leave each more memory, with fewer on a node by a higher "
-            f"[executor] {self.cpus}, or more nodes. Then run the same command again: it goes on with what is left."
+            f"{self.stage}: {count} shard{'s were' if count > 1 else ' was'} left out after {TRIES} failures each, "
+            f"{finished} finished and kept. Left out: {each}{f'; and {more} more' if more else ''}. Look at these rows. "
+            f"{logs} Then run the same command again: it goes on with what is left."
         )
 
-    @staticmethod
-    def _named(shard: int, where: Callable[[int], str] | None = None) -> str:
-        if shard == FINISH:
-            return "putting the shards together"
-        return f"shard {shard}, {where(shard)}" if where else f"shard {shard}"
 
-
-def _were(count: int) -> str:
-    return "was" if count == 1 else "were"
+def _named(shard: int) -> str:
+    return "putting the shards together" if shard == FINISH else f"shard {shard}"

@@ -13,7 +13,7 @@ def test_the_third_lost_process_leaves_a_shard_out() -> None:
     assert [quarantine.note(4, "a", f"seen {n}", {"a"}) for n in range(TRIES)] == [True, True, False]
     assert quarantine.note(5, "a", "seen", {"a"})
     error = str(quarantine.error(7, lambda shard: f"rows of {shard}"))
-    assert "r1/mine-i2t: 1 failed 3 times each and was left out, 7 finished and kept" in error
+    assert "r1/mine-i2t: 1 shard was left out after 3 failures each, 7 finished and kept" in error
     assert "shard 4, rows of 4: seen 2" in error
     assert "[executor] mine.cpus" in error
     assert "shard 5" not in error
@@ -45,7 +45,7 @@ def test_many_left_out_are_hopeless_and_shown_in_part() -> None:
             quarantine.note(shard, "a", "seen", {"a"})
     assert quarantine.hopeless
     error = str(quarantine.error(0, str))
-    assert "9 failed 3 times each and were left out" in error
+    assert "9 shards were left out after 3 failures each" in error
     assert "shard 4, 4: seen; and 4 more" in error
 
 
@@ -53,4 +53,4 @@ def test_putting_together_is_named() -> None:
     quarantine = Quarantine("r1/encode-image", "encode.cpus")
     for _ in range(TRIES):
         quarantine.note(FINISH, "a", "seen", {"a"})
-    assert "putting the shards together: seen" in str(quarantine.error(0, str))
+    assert "putting the shards together failed 3 times: seen" in str(quarantine.error(0, str))

@@ -128,7 +128,7 @@ def test_poison_is_left_out_and_named_and_the_rest_is_kept(bench: Bench) -> None
         fatal.unlink()
         kill(process.pid)
     error = said(root).splitlines()[-1]
-    assert error.startswith("error: r1/encode-image: 1 failed 3 times each and was left out")
+    assert error.startswith("error: r1/encode-image: 1 shard was left out after 3 failures each")
     assert f"shard 3, image rows 24 to 31 (ids {ids[24]} to {ids[31]}): process " in error
     assert "ended without a word" in error
     assert said(root).count("lost a worker") == 3
