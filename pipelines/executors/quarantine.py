@@ -67,8 +67,8 @@ class Quarantine:
         count, more = len(self.left_out), len(self.left_out) - len(shown)
         return BadInput(
             f"{self.stage}: {count} shard{'s were' if count > 1 else ' was'} left out after {TRIES} failures each, "
-            f"{finished} finished and kept. Left out: {each}{f'; and {more} more' if more else ''}. Look at these rows. "
-            f"{logs} Then run the same command again: it goes on with what is left."
+            f"{finished} finished and kept. Left out: {each}{f'; and {more} more' if more else ''}. Look at these "
+            f"rows. {logs} Then run the same command again: it goes on with what is left."
         )
 
 

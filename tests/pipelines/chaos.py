@@ -5,6 +5,7 @@ A driver that died, or gave up with "try again", is started again by the same co
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import time
@@ -15,10 +16,20 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from tests.pipelines.nodes import Nodes, kill, said
+from tests.pipelines.test_loop import hashes
 
 Victim = Literal["driver", "worker", "raylet"]
 _AGAIN = (-9, 75)  # killed; "try again"
 _MOST_STARTS = 40
+
+
+def committed(root: Path) -> dict[str, str]:
+    """What `hashes` gives, of files that a manifest lists: a lost worker may write beside them for a while."""
+    listed = set()
+    for manifest in (root / "rounds").rglob("manifest.json"):
+        files = [*json.loads(manifest.read_bytes())["files"], manifest.name]
+        listed |= {str(manifest.with_name(name).relative_to(root)) for name in files}
+    return {name: digest for name, digest in hashes(root).items() if name in listed}
 
 
 @dataclass

@@ -17,7 +17,7 @@ from pipelines.cli import main
 from pipelines.settings import Settings
 from tests.pipelines import trapped
 from tests.pipelines.builders import raw_settings, write_toml, write_vectors
-from tests.pipelines.chaos import Chaos
+from tests.pipelines.chaos import Chaos, committed
 from tests.pipelines.nodes import DEADLINE, Nodes, kill, said, wait_until
 from tests.pipelines.test_loop import hashes
 from trainer.data import load
@@ -108,7 +108,7 @@ def test_actors_and_a_node_die_and_a_node_joins(bench: Bench) -> None:
     finally:
         held.unlink(missing_ok=True)
         kill(process.pid)
-    assert hashes(root) == bench.wanted
+    assert committed(root) == bench.wanted
     assert {actor.name.rpartition("/")[0] for actor in nodes.actors("disturbed/")} == {
         "disturbed/r1/encode", "disturbed/r1/mine",
     }  # fmt: skip
@@ -177,7 +177,7 @@ def test_some_kills(bench: Bench) -> None:
     chaos = Chaos(bench.nodes, bench.raylets, bench.run_file, 4.0, random.Random(1))
     root = bench.unmined("some-kills")
     chaos.run(root, ["worker", "raylet", "driver"])
-    assert hashes(root) == bench.wanted
+    assert committed(root) == bench.wanted
 
 
 @pytest.mark.heavy
@@ -187,12 +187,12 @@ def test_many_kills(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     process = bench.nodes.run(bench.run_file, bench.base / "whole")
     assert process.wait(DEADLINE) == 0, said(bench.base / "whole")
     chaos = Chaos(bench.nodes, bench.raylets, bench.run_file, time.monotonic() - began, random.Random(1))
-    assert hashes(bench.base / "whole") == bench.wanted
+    assert committed(bench.base / "whole") == bench.wanted
     number = 0
     while chaos.kills.total() < int(os.environ.get("QUINTAIN_KILLS", "200")):
         root = bench.base / f"killed-{number}"
         chaos.run(root, [None] * 12)
-        assert hashes(root) == bench.wanted
+        assert committed(root) == bench.wanted
         shutil.rmtree(root)
         number += 1
         with capsys.disabled():
