@@ -51,7 +51,7 @@ class Chaos:
         try:
             last = time.monotonic()
             for victim in victims:
-                process = self._wait(process, root, self.random.uniform(0, self.undisturbed / 4))
+                process = self._wait(process, root, self.random.uniform(0, self.undisturbed / 12))
                 if process.poll() is not None:
                     break  # finished before its time came
                 self._kill(victim or self.random.choice(get_args(Victim)), process)

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-DEADLINE = 240
+DEADLINE = 600
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def test_actors_and_a_node_die_and_a_node_joins(bench: Bench) -> None:
     assert "left out" not in said(root)
 
 
-def test_poison_is_left_out_and_named_and_the_rest_is_kept(bench: Bench) -> None:
+def test_poison_is_left_out_and_named_then_the_rest_is_done_on_a_gpu(bench: Bench) -> None:
     root = bench.unmined("poisoned")
     row = 3 * _ROWS + 5
     train = load(Settings.load(bench.run_file).data, "train")
@@ -138,28 +138,19 @@ def test_poison_is_left_out_and_named_and_the_rest_is_kept(bench: Bench) -> None
     assert done == {f"part-{shard:05d}.npy.done" for shard in range(shards) if shard != 3}
     assert not list(root.glob("rounds/001/encode-image/*/manifest.json"))
 
+    # Started again beside a node with a GPU: it is for the encoder. faiss there sees none, since in truth there is none,
+    # so that miners take what CPUs there are.
+    with_gpu, raylet = bench.nodes.add(cpus=1, gpus=1)
+    before = bench.nodes.actors("poisoned/")
     kept = {path: path.stat().st_mtime_ns for path in root.glob("rounds/001/encode-image/*/part-*.npy")}
     process = bench.nodes.run(bench.run_file, root)
     assert process.wait(DEADLINE) == 0, said(root)
     assert hashes(root) == bench.wanted
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-
-
-def test_encoders_on_the_node_with_a_gpu_and_miners_where_there_are_cpus(bench: Bench) -> None:
-    with_gpu, raylet = bench.nodes.add(cpus=1, gpus=1)
-    root = bench.unmined("mixed")
-    process = bench.nodes.run(bench.run_file, root)
-    try:
-        assert process.wait(DEADLINE) == 0, said(root)
-    finally:
-        kill(process.pid)
-    encoders = bench.nodes.actors("mixed/r1/encode/")
-    # faiss there sees no GPU, since there is none: miners take none.
-    miners = {actor.node for actor in bench.nodes.actors("mixed/r1/mine/")}
+    made = [actor for actor in bench.nodes.actors("poisoned/") if actor not in before]
     kill(raylet)
-    assert {actor.node for actor in encoders} == {with_gpu}
-    assert miners - {with_gpu}
-    assert hashes(root) == bench.wanted
+    assert {actor.node for actor in made if "/encode/" in actor.name} == {with_gpu}
+    assert {actor.node for actor in made if "/mine/" in actor.name} - {with_gpu}
 
 
 def test_actors_that_fit_no_node_are_waited_for_in_vain(bench: Bench) -> None:
@@ -174,7 +165,7 @@ def test_actors_that_fit_no_node_are_waited_for_in_vain(bench: Bench) -> None:
 
 
 def test_some_kills(bench: Bench) -> None:
-    chaos = Chaos(bench.nodes, bench.raylets, bench.run_file, 4.0, random.Random(1))
+    chaos = Chaos(bench.nodes, bench.raylets, bench.run_file, 12.0, random.Random(1))
     root = bench.unmined("some-kills")
     chaos.run(root, ["worker", "raylet", "driver"])
     assert committed(root) == bench.wanted
@@ -182,7 +173,7 @@ def test_some_kills(bench: Bench) -> None:
 
 @pytest.mark.heavy
 def test_many_kills(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
-    """As many as QUINTAIN_KILLS says, of whole runs, twelve each."""
+    """As many as QUINTAIN_KILLS says, of whole runs, two dozen each."""
     began = time.monotonic()
     process = bench.nodes.run(bench.run_file, bench.base / "whole")
     assert process.wait(DEADLINE) == 0, said(bench.base / "whole")
@@ -191,7 +182,7 @@ def test_many_kills(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     number = 0
     while chaos.kills.total() < int(os.environ.get("QUINTAIN_KILLS", "200")):
         root = bench.base / f"killed-{number}"
-        chaos.run(root, [None] * 12)
+        chaos.run(root, [None] * 24)
         assert committed(root) == bench.wanted
         shutil.rmtree(root)
         number += 1
