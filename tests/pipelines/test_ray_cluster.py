@@ -138,7 +138,7 @@ def test_poison_is_left_out_and_named_then_the_rest_is_done_on_a_gpu(bench: Benc
     assert done == {f"part-{shard:05d}.npy.done" for shard in range(shards) if shard != 3}
     assert not list(root.glob("rounds/001/encode-image/*/manifest.json"))
 
-    # Started again beside a node with a GPU: it is for the encoder. faiss there sees none, since in truth there is none,
+    # Started again beside a node with a GPU: it is for the encoder. faiss there sees none, there being none,
     # so that miners take what CPUs there are.
     with_gpu, raylet = bench.nodes.add(cpus=1, gpus=1)
     before = bench.nodes.actors("poisoned/")
