@@ -19,8 +19,9 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from miner.artifacts.errors import QuintainError, Retryable
 from miner.artifacts.manifest import Artifact, FileRecord
+from pipelines.executors.ray_actor import Shape, hide_gpus, title
 from pipelines.executors.ray_fit import fit
-from pipelines.executors.ray_pool import Pool, Shape, hide_gpus, title
+from pipelines.executors.ray_pool import Pool
 from pipelines.jobs import Task, artifact_at, job_of
 from pipelines.jobs.fit import FitJob
 from pipelines.progress import Progress

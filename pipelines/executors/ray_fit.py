@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from miner.artifacts.errors import BadInput, DamagedArtifact, Retryable
 from miner.artifacts.store import LocalStore, Store
-from pipelines.executors.ray_pool import hide_gpus, title
+from pipelines.executors.ray_actor import hide_gpus, title
 from pipelines.jobs import Task, job_of
 from pipelines.jobs.fit import FitJob
 from pipelines.progress import Progress

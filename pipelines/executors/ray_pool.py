@@ -8,7 +8,6 @@ is looked at again every second, so that a node that joins gets work.
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -16,84 +15,20 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
+from ray.exceptions import RayError
 
 from miner.artifacts.errors import BadInput, Retryable
-from miner.artifacts.manifest import FileRecord
 from pipelines.executors.quarantine import FINISH, Quarantine
-from pipelines.jobs import Job, Sharded, Task, job_of
+from pipelines.executors.ray_actor import Shape, Shards, lost_with_node, run_name, seen, title
+from pipelines.jobs import Sharded, Task, job_of
 from pipelines.progress import Progress
 
-__all__ = ["Pool", "Shape", "hide_gpus", "title"]
+__all__ = ["Pool"]
 
 _TICK_SECONDS = 1.0
 _MOST_UNBORN = 5  # actors that die one after the other before any of them begins
-# What a process may raise for want of something that a fresh one may have, by name: torch is not imported here.
-_OF_THE_MACHINE = {"MemoryError", "OutOfMemoryError", "AcceleratorError"}
-_NODE_DIED = "node has died"  # as Ray says it
 _STARTING = -2
 _numbers = itertools.count()
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What one actor takes of a node: CPUs, which are its threads too, and GPUs or a share of one."""
-
-    cpus: int
-    gpus: float
-
-    def __str__(self) -> str:
-        return f"{self.cpus} CPU{'s' * (self.cpus > 1)}" + (f" and {self.gpus:g} GPU" if self.gpus else "")
-
-    def room(self, nodes: Iterable[dict[str, Any]]) -> int:
-        """How many fit on the nodes, were they idle."""
-        return sum(self._fit(node.get("Resources", {})) for node in nodes)
-
-    def _fit(self, resources: dict[str, float]) -> int:
-        by_gpu = int(resources.get("GPU", 0) / self.gpus + 1e-6) if self.gpus else None
-        by_cpu = int(resources.get("CPU", 0)) // self.cpus
-        return by_cpu if by_gpu is None else min(by_cpu, by_gpu)
-
-
-def title(task: Task) -> str:
-    """What Ray's dashboard calls the work: `nightly/r3/mine-i2t` in a run folder `nightly`."""
-    return f"{_run(task)}/{task.stage.name}"
-
-
-def hide_gpus() -> None:
-    """In a worker process that was given none: Ray leaves all of a node's GPUs in sight."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-
-
-class _Shards:
-    """The actor. It opens nothing before its first shard, so that an error of the user's making arrives with it."""
-
-    def __init__(self, shape: Shape) -> None:
-        self.threads = shape.cpus
-        # Read by OpenMP when it is loaded; threads that spin while they wait starve their neighbours.
-        os.environ |= {"OMP_NUM_THREADS": str(shape.cpus), "OMP_WAIT_POLICY": "PASSIVE"}
-        if not shape.gpus:
-            hide_gpus()
-        self.task: Task | None = None
-        self.job: Job | None = None
-
-    def ready(self) -> str:
-        return str(ray.get_runtime_context().get_node_id())
-
-    def part(self, task: Task, index: int) -> FileRecord | str:
-        """The record of one shard; for FINISH, the prefix of the committed artifact."""
-        if self.job is None or self.task != task:
-            self.task, self.job = task, job_of(task)
-        if task.stage.work != "mine":  # encode's bits are those of one thread, which it sees to itself
-            return self._part(self.job, index)
-        from miner.index._faiss import threads
-
-        with threads(self.threads):
-            return self._part(self.job, index)
-
-    @staticmethod
-    def _part(job: Job, index: int) -> FileRecord | str:
-        return job.finish().prefix if index == FINISH else job.part(index)
 
 
 @dataclass
@@ -114,10 +49,11 @@ class Pool:
     """
 
     def __init__(self, task: Task, shape: Shape, limit: int, patience: float, *, joined: bool) -> None:
-        self.name = f"{_run(task)}/r{task.stage.round}/{task.stage.work}"
+        self.name = f"{run_name(task)}/r{task.stage.round}/{task.stage.work}"
         self.shape, self.limit, self.patience, self.joined = shape, limit, patience, joined
         self._actors: list[_Actor] = []
         self._alive: set[str] = set()
+        self._barren: set[str] = set()  # the nodes when actors began no more
         self._unborn = 0
         self._looked, self._placed = 0.0, 0.0
 
@@ -161,9 +97,9 @@ class Pool:
                     if actor.at == _STARTING:
                         self._not_born(actor, failed, task)
                         continue
-                    seen = _seen(failed)
-                    again = quarantine.note(actor.at, actor.node, seen, self._alive)
-                    progress.say(f"{task.stage.name}: lost a worker: {seen}" + ("; its work starts again" * again))
+                    what = seen(failed)
+                    again = quarantine.note(actor.at, actor.node, what, self._alive)
+                    progress.say(f"{task.stage.name}: lost a worker: {what}" + ("; its work starts again" * again))
                     if again:
                         waiting.append(actor.at)  # at the end: others first, in case it is poison
                     elif quarantine.hopeless:
@@ -182,6 +118,10 @@ class Pool:
     def _at_work(self) -> int:
         return sum(actor.answer is not None and actor.at != _STARTING for actor in self._actors)
 
+    @property
+    def _some_placed(self) -> bool:
+        return any(actor.node in self._alive for actor in self._actors)
+
     def _answered(self) -> list[_Actor]:
         """Actors whose answer is there, waiting a moment for the first."""
         asked = {actor.answer: actor for actor in self._actors if actor.answer is not None}
@@ -198,13 +138,20 @@ class Pool:
         self._alive = {node["NodeID"] for node in _nodes()}
 
     def _not_born(self, actor: _Actor, failed: RayError, task: Task) -> None:
-        """An actor died before it could be given anything. Raises Retryable when none can be had."""
-        if _NODE_DIED in str(failed):
+        """An actor died before it could be given anything. Raises Retryable when none can be had.
+
+        Where others work, a node on which none can begin is none of their business: no more are started until nodes
+        come or go.
+        """
+        if lost_with_node(failed):
             return
         self._unborn += 1
-        if self._unborn >= _MOST_UNBORN:
+        if self._unborn < _MOST_UNBORN:
+            return
+        self._barren, self._unborn = set(self._alive), 0
+        if not self._some_placed:
             raise Retryable(
-                f"{task.stage.name}: {self._unborn} workers died before they could begin: {_seen(failed)}. See that "
+                f"{task.stage.name}: {_MOST_UNBORN} workers died before they could begin: {seen(failed)}. See that "
                 "every node of the cluster has this version of quintain and memory to spare; then run the same "
                 "command again."
             ) from failed
@@ -217,6 +164,8 @@ class Pool:
         self._looked = now
         nodes = _nodes()
         self._alive = {node["NodeID"] for node in nodes}
+        if self._alive == self._barren and self._some_placed:
+            return
         room = self.shape.room(nodes)
         # Where there is no room, one asks nonetheless: that is what makes a cluster grow.
         wanted = min(todo, self.limit or max(room, 1))
@@ -227,7 +176,7 @@ class Pool:
                 scheduling_strategy="SPREAD",
             ).remote(self.shape)  # fmt: skip
             self._actors.append(_Actor(actor, actor.ready.remote()))
-        if any(actor.node in self._alive for actor in self._actors):
+        if self._some_placed:
             self._placed = now
         elif not room:
             self._no_room(task, nodes, now - self._placed)
@@ -252,7 +201,7 @@ class Pool:
             )
 
 
-_remote: Any = ray.remote(_Shards)
+_remote: Any = ray.remote(Shards)
 
 
 def _nodes() -> list[dict[str, Any]]:
@@ -261,36 +210,5 @@ def _nodes() -> list[dict[str, Any]]:
     return [node for node in found if node["Alive"]]
 
 
-def _run(task: Task) -> str:
-    return task.draft.store.url.rstrip("/").rpartition("/")[2]
-
-
 def _has(resources: dict[str, float]) -> str:
     return f"{resources.get('CPU', 0):g} CPU" + (f" and {resources['GPU']:g} GPU" if resources.get("GPU") else "")
-
-
-def _seen(failed: RayError) -> str:
-    """What became of a process, as far as Ray can tell, in a few words. Raises what the work itself raised."""
-    if isinstance(failed, RayTaskError):
-        cause = failed.cause
-        if {kind.__name__ for kind in type(cause).__mro__} & _OF_THE_MACHINE:
-            return f"{type(cause).__name__}: {_line(str(cause))}"
-        raise failed
-    text = str(failed)
-    pid = next((line.split()[1] for line in text.splitlines() if line.strip().startswith("pid:")), "")
-    at = next((line.split()[1] for line in text.splitlines() if line.strip().startswith("ip:")), "")
-    who = f"process {pid} on {at}" if pid and at else "its process"
-    if _NODE_DIED in text:
-        return f"{who} was lost with the node"
-    if isinstance(failed, OutOfMemoryError) or "memory usage threshold" in text or "low on memory" in text:
-        return f"Ray ended {who}: the node was out of memory"
-    _, exited, code = text.partition("exit code ")
-    if exited:
-        return f"{who} ended with exit code {_line(code).rstrip('.')}"
-    if "connection error" in text:
-        return f"{who} ended without a word: killed, for instance for want of memory, or crashed"
-    return f"{who} was lost ({_line(text.splitlines()[-1] if text else type(failed).__name__)})"
-
-
-def _line(text: str) -> str:
-    return (text.strip().splitlines() or [""])[0]

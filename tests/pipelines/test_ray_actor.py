@@ -15,7 +15,7 @@ from miner.artifacts.manifest import Draft
 from miner.artifacts.store import LocalStore
 from miner.index._faiss import set_threads
 from pipelines import loop
-from pipelines.executors.ray_pool import Shape, _Shards, title
+from pipelines.executors.ray_actor import Shape, Shards, title
 from pipelines.jobs import Task, job_of, settings_json
 from pipelines.settings import Settings
 
@@ -58,12 +58,12 @@ def test_a_miner_searches_on_as_many_threads_as_it_has_cpus_and_sees_no_gpu_it_w
     monkeypatch.setattr(miner.mine, "mine_block", watched)
     before = set_threads(None)
     for cpus in (3, 2):
-        _Shards(Shape(cpus, 0)).part(task, cpus - 1)
+        Shards(Shape(cpus, 0)).part(task, cpus - 1)
         assert (os.environ["OMP_NUM_THREADS"], os.environ["CUDA_VISIBLE_DEVICES"]) == (str(cpus), "")
     assert seen == [3, 2]
     assert set_threads(None) == before
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    _Shards(Shape(1, 1))
+    Shards(Shape(1, 1))
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
 
 
