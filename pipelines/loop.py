@@ -143,11 +143,17 @@ def run(
     found = present(stages, store)
     for earlier in plan(stages, found):
         tidy(earlier, store)
+    new: set[str] = set()
     while True:
         steps = plan(stages, found)
         step = next((s for s in steps if s.state in ("missing", "stale")), None)
         if step is None:
+            # A worker that was given up as lost may have written its part after others had put theirs together.
+            for late in steps:
+                if late.stage.name in new:
+                    tidy(late, store)
             return steps
+        new.add(step.stage.name)
         made = execute(step, steps, encoded, store, executor, progress, check)
         # Nobody else writes here: what was there is not asked for again, which is hundreds of requests in a bucket.
         found.setdefault(step.stage.folder, {})[made.input_key[:KEY_DIGITS]] = made

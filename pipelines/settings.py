@@ -9,7 +9,7 @@
 [index]     factory, train_sample         (here)
 [mine]      k, shard_anchors, recall      (here)
 [analyze]   rounds, batch_size, batches   (here)
-[executor]  kind, workers, address        (here)
+[executor]  kind, workers, address, ...   (here)
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from miner.artifacts.errors import BadInput
 from trainer import registry
 
 __all__ = [
-    "DEMO", "AnalyzeConfig", "EncodeConfig", "ExecutorConfig", "IndexConfig", "MineConfig", "RunConfig", "Settings",
+    "DEMO", "ActorConfig", "AnalyzeConfig", "EncodeConfig", "ExecutorConfig", "IndexConfig", "MineConfig", "RunConfig",
+    "Settings",
 ]  # fmt: skip
 
 DEMO = Path(__file__).parent / "demo.toml"
@@ -164,11 +165,32 @@ class AnalyzeConfig(BaseModel):
     batches: int | None = Field(default=None, ge=1)
 
 
+class ActorConfig(BaseModel):
+    """What one worker of a kind of stage takes of a node: `cpus`, on which `mine` searches with as many threads
+    (`encode` computes with one, whose bits differ from those of two), and `gpus`, whole ones or a share of one.
+
+    [default: a GPU where the cluster has one and the stage can use it: `mine` only with a faiss that sees it]
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    cpus: int = Field(default=1, ge=1)
+    gpus: float | None = Field(default=None, ge=0)
+
+    @field_validator("gpus")
+    @classmethod
+    def _whole(cls, gpus: float | None) -> float | None:
+        if gpus is not None and gpus > 1 and gpus != int(gpus):
+            raise ValueError("more than one GPU is a whole number of them")
+        return gpus
+
+
 class ExecutorConfig(BaseModel):
     """Where stages run. Nothing here changes a byte of what they produce.
 
     `ray` joins the cluster at `address`, or starts a local one with `workers` processes (0: one per core); `inline`
-    runs everything in this process.
+    runs everything in this process. On a joined cluster at most `workers` work on a stage at once (0: as many as it has
+    room for, and as many more as join), and a stage that fits no node waits `patience` seconds for one that does.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -176,6 +198,9 @@ class ExecutorConfig(BaseModel):
     kind: Literal["ray", "inline"] = "ray"
     workers: int = Field(default=0, ge=0)
     address: str = ""
+    patience: float = Field(default=600, gt=0)
+    encode: ActorConfig = ActorConfig()
+    mine: ActorConfig = ActorConfig()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -96,11 +96,19 @@ def validated(config: Any, settings: Mapping[str, Any], where: str) -> Any:
         for fault in error.errors():
             key = ".".join(str(part) for part in fault["loc"]) or "settings"
             if fault["type"] == "extra_forbidden":
-                nearest = difflib.get_close_matches(key, list(config.model_fields), 1)
-                known = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(config.model_fields)}."
+                fields, last = _fields(config, fault["loc"][:-1]), str(fault["loc"][-1])
+                nearest = difflib.get_close_matches(last, fields, 1)
+                known = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(fields)}."
                 faults.append(f"{key!r} is not a setting; {known}")
             elif fault["type"] == "missing":
                 faults.append(f"{key} is missing; set it.")
             else:
                 faults.append(f"{key} = {fault['input']!r}: {fault['msg']}.")
         raise BadInput(f"{where}: " + " ".join(faults)) from error
+
+
+def _fields(config: Any, path: Sequence[Any]) -> list[str]:
+    """The settings of a section inside a section."""
+    for name in path:
+        config = config.model_fields[name].annotation if name in getattr(config, "model_fields", {}) else None
+    return list(getattr(config, "model_fields", {}))

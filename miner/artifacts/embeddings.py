@@ -116,7 +116,7 @@ class Embeddings:
         manifest = artifact.manifest
         if manifest.kind != EMBEDDINGS:
             raise BadInput(f"{artifact.where}: this is a {manifest.kind!r} artifact, but {EMBEDDINGS!r} was expected.")
-        ids = Ids(pq.read_table(pa.BufferReader(artifact.read("ids.parquet")))["id"])
+        ids = Ids(pq.ParquetFile(pa.BufferReader(artifact.read("ids.parquet"))).read()["id"])
         names = sorted(name for name in manifest.files if name.startswith("part-"))
         parts = tuple(np.load(artifact.path(name), mmap_mode="r", allow_pickle=False) for name in names)
         if sum(len(part) for part in parts) != len(ids):

@@ -320,7 +320,7 @@ class NegativeTable:
             scores.reshape(-1)[cells] = table["score"].to_numpy()
             lowest[rows[0]] = table["lowest_positive"].to_numpy()
 
-        short = pq.read_table(pa.BufferReader(artifact.read("shortfalls.parquet")))
+        short = pq.ParquetFile(pa.BufferReader(artifact.read("shortfalls.parquet"))).read()
         lowest[pc.index_in(short["anchor_id"], value_set=anchor_ids).to_numpy()] = short["lowest_positive"].to_numpy()
         found = (negatives >= 0).sum(1, dtype=np.int32)
         fingerprint, read = artifact.manifest.fingerprint, partial(_dropped, artifact, pairs, direction)

@@ -243,7 +243,8 @@ def open_pairs(artifact: Artifact) -> Pairs:
 
     def column(table: str, name: str) -> Any:
         data = artifact.read(f"{table}.parquet")
-        return pq.read_table(pa.BufferReader(data), columns=[name])[name].combine_chunks()
+        # Not `read_table`: its threads may hold the bytes a moment longer, and abort a process that ends meanwhile.
+        return pq.ParquetFile(pa.BufferReader(data)).read(columns=[name])[name].combine_chunks()
 
     texts = column("texts", "text")
     return Pairs.from_columns(

@@ -1,51 +1,46 @@
-"""Stages on a Ray cluster: parts as tasks, fit through Ray Train. The one module that imports ray.
+"""Stages on a Ray cluster: encode and mine by pools of actors, fit through Ray Train, the rest as tasks.
 
-Ray moves names, not data: a task gets a few strings, writes its part to the run's store and returns the part's record.
-A run folder must therefore be visible under the same path on every node. An object store is read and written by the
-workers themselves, with the credentials of the cluster's own environment: none is sent to it. A local cluster that is
-started here inherits this process's.
+Ray moves names, not data: a worker gets a few strings, writes its part to the run's store and returns the part's
+record. A run folder must therefore be visible under the same path on every node. An object store is read and written by
+the workers themselves, with the credentials of the cluster's own environment: none is sent to it. A local cluster that
+is started here inherits this process's.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import secrets
-import shutil
-import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
-from ray.util.queue import Empty, Queue
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from miner.artifacts.errors import BadInput, DamagedArtifact, QuintainError, Retryable
+from miner.artifacts.errors import QuintainError, Retryable
 from miner.artifacts.manifest import Artifact, FileRecord
-from miner.artifacts.store import LocalStore, Store
+from pipelines.executors.ray_actor import Shape, hide_gpus, title
+from pipelines.executors.ray_fit import fit
+from pipelines.executors.ray_pool import Pool
 from pipelines.jobs import Task, artifact_at, job_of
 from pipelines.jobs.fit import FitJob
 from pipelines.progress import Progress
-from pipelines.settings import ExecutorConfig
+from pipelines.settings import ActorConfig, ExecutorConfig
 
 __all__ = ["RayExecutor"]
 
 _RETRIES = 3  # of a task whose process died; an error of the task itself is raised at once
-_FIT_FAILURES = 2
-_POLL_SECONDS = 0.2
 
 
 class RayExecutor:
     """Joins the cluster at `config.address` or starts a local one. Raises Retryable when neither comes up.
 
-    With `many` small trainings at once a fit is a plain task: Ray Train starts a controller and a process for each of
-    them, which takes longer than they do.
+    With `many` small trainings at once everything is a plain task, whose process serves the next one: Ray Train starts
+    a controller and a process for each fit and a pool its actors for each stage, which takes longer than they do.
     """
 
     def __init__(self, config: ExecutorConfig, progress: Progress, *, many: bool = False) -> None:
-        self.many = many
+        self.config, self.many = config, many
         self.workers = config.workers or len(os.sched_getaffinity(0))
         local = f"starting a local cluster with {self.workers} workers"
         progress.say("ray: " + (f"joining {config.address}" if config.address else local))
@@ -65,146 +60,130 @@ class RayExecutor:
         except (RayError, ConnectionError, RuntimeError, ValueError) as failed:
             where = config.address or "this machine"
             raise Retryable(f"no Ray cluster at {where}: {_first_line(failed)}") from failed
-        self.gpus = _resource("GPU") > 0
-        self.parallel = max(int(_resource("GPU")), 1) if self.gpus else self.workers
+        gpus = _resource("GPU")
+        self.parallel = max(int(gpus), 1) if gpus else self.workers
+        self._pool: tuple[tuple[int, str], Pool] | None = None
 
     def execute(self, task: Task, progress: Progress) -> Artifact:
         try:
-            if task.stage.work == "fit":
-                return self._fit_as_task(task, progress) if self.many else self._fit(task, progress)
-            if task.stage.unit == "shard":
-                for done, _ in enumerate(self._parts(task), start=1):
-                    progress.advance(done)
-            finish = _finish.options(name=task.stage.name, max_retries=_RETRIES, num_cpus=1, num_gpus=self._gpus(task))
-            return artifact_at(task.draft.store, str(ray.get(finish.remote(task))))
-        except RayTaskError as failed:
-            raise _cause(failed, task) from failed
-        except RayError as failed:
-            lost = _first_line(failed)
-            raise Retryable(f"{task.stage.name}: Ray lost the work ({lost}); run the same command again.") from failed
+            return artifact_at(task.draft.store, self._execute(task, progress))
+        except BaseException as failed:
+            self._release()
+            if isinstance(failed, RayTaskError):
+                raise _cause(failed, task) from failed
+            if isinstance(failed, RayError):
+                lost = _first_line(failed)
+                raise Retryable(
+                    f"{task.stage.name}: Ray lost the work ({lost}); run the same command again."
+                ) from failed
+            raise
 
     def close(self) -> None:
         ray.shutdown()
 
-    def _gpus(self, task: Task) -> int:
-        """Encode runs the model on a GPU where the cluster has one, and faiss searches there."""
-        return 1 if self.gpus and task.stage.work in ("encode", "index", "tune", "mine", "evaluate", "analyze") else 0
+    def _execute(self, task: Task, progress: Progress) -> str:
+        """Do the work. The prefix of what was committed."""
+        stage = task.stage
+        if stage.unit == "shard" and not self.many:
+            pool = self._pool_for(task)
+            for done, _ in enumerate(pool.parts(task, progress), start=1):
+                progress.advance(done)
+            return pool.finish(task, progress)
+        self._release()  # it would hold what this work needs
+        gpu = self._gpu(task)
+        if stage.work == "fit":
+            cpus = min(task.settings.threads, self.workers)
+            if not self.many:
+                return fit(task, progress, cpus, gpu=gpu)
+            return self._fit_as_task(task, progress, cpus, gpu)
+        options = {"name": title(task), "max_retries": _RETRIES, "num_cpus": 1, "num_gpus": int(gpu)}
+        if stage.unit == "shard":
+            for done, _ in enumerate(self._parts(task, options), start=1):
+                progress.advance(done)
+        return str(ray.get(_finish.options(**options).remote(task, gpu)))
 
-    def _parts(self, task: Task) -> Iterator[FileRecord]:
+    def _pool_for(self, task: Task) -> Pool:
+        """The actors of this kind of work in this round: what they opened for one side serves the other."""
+        key = (task.stage.round, task.stage.work)
+        if self._pool is None or self._pool[0] != key:
+            self._release()
+            asked: ActorConfig = getattr(self.config, task.stage.work, ActorConfig())
+            gpus = float(self._gpu(task)) if asked.gpus is None else asked.gpus
+            joined = bool(self.config.address)
+            limit = self.config.workers if joined else self.workers
+            self._pool = key, Pool(task, Shape(asked.cpus, gpus), limit, self.config.patience, joined=joined)
+        return self._pool[1]
+
+    def _release(self) -> None:
+        if self._pool is not None:
+            self._pool[1].close()
+            self._pool = None
+
+    def _gpu(self, task: Task) -> bool:
+        """Whether a GPU is for this work, where the cluster has one: for a model always; for a search, which finds the
+        same on a CPU, only if faiss there sees it. Then encoders are on GPUs, and miners wherever there are CPUs."""
+        work = task.stage.work
+        if not _resource("GPU") or work == "report":
+            return False
+        return work not in ("index", "tune", "mine") or (work == "mine" and task.settings.two_stage) or self._faiss_gpu
+
+    @cached_property
+    def _faiss_gpu(self) -> bool:
+        """Whether faiss sees a GPU on a node that has one."""
+        try:
+            return bool(ray.get(_faiss_gpus.remote(), timeout=self.config.patience))
+        except (RayError, GetTimeoutError):
+            return False
+
+    def _parts(self, task: Task, options: dict[str, Any]) -> Iterator[FileRecord]:
         """Records of all parts, as they finish; a few more are submitted than there are workers."""
-        gpu = self._gpus(task)
-        part = _part.options(name=task.stage.name, max_retries=_RETRIES, num_cpus=1, num_gpus=gpu)
+        part = _part.options(**options)
         waiting = list(range(task.stage.parts))[::-1]
         running: list[Any] = []
         while waiting or running:
             while waiting and len(running) < 2 * self.workers:
-                running.append(part.remote(task, waiting.pop()))
+                running.append(part.remote(task, waiting.pop(), options["num_gpus"] > 0))
             finished, running = ray.wait(running)
             yield from ray.get(finished)
 
-    def _fit_as_task(self, task: Task, progress: Progress) -> Artifact:
+    def _fit_as_task(self, task: Task, progress: Progress, cpus: int, gpu: bool) -> str:
         """A retry after a lost process goes on from the last epoch; epochs are told when the task is over."""
-        cpus = min(task.settings.threads, self.workers)
-        gpus = 1 if self.gpus else 0
-        fit = _fit_task.options(name=task.stage.name, max_retries=_RETRIES, num_cpus=cpus, num_gpus=gpus)
-        prefix, lines = ray.get(fit.remote(task))
+        options = _fit_task.options(name=title(task), max_retries=_RETRIES, num_cpus=cpus, num_gpus=int(gpu))
+        prefix, lines = ray.get(options.remote(task, gpu))
         for line in lines:
             progress.epoch(line)
-        return artifact_at(task.draft.store, str(prefix))
-
-    def _fit(self, task: Task, progress: Progress) -> Artifact:
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
-        from ray.train.v2.api.exceptions import TrainingFailedError
-
-        cpus = min(task.settings.threads, self.workers)
-        name = f"r{task.stage.round}-fit-{secrets.token_hex(4)}"
-        notes = _notes(task.draft.store, name)
-        said = Queue(actor_options={"num_cpus": 0})
-        trainer = TorchTrainer(
-            _fit_loop,
-            train_loop_config={"task": task, "said": said},
-            scaling_config=ScalingConfig(num_workers=1, use_gpu=self.gpus, resources_per_worker={"CPU": cpus}),
-            run_config=RunConfig(
-                name=name,
-                storage_path=str(notes),
-                failure_config=FailureConfig(max_failures=_FIT_FAILURES),
-            ),
-        )
-        prefix = ""
-        with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(trainer.fit)
-            while True:
-                ended = running.done()
-                for what, value in _drain(said):
-                    if what == "error":
-                        _, error, sentence = value
-                        raise error(sentence)
-                    if what == "done":
-                        prefix = value
-                    else:
-                        progress.epoch(value)
-                if ended:
-                    break
-        said.shutdown()
-        shutil.rmtree(notes, ignore_errors=True)  # the weights are an artifact of ours
-        try:
-            running.result()
-        except TrainingFailedError as failed:
-            raise Retryable(
-                f"{task.stage.name}: training failed {_FIT_FAILURES + 1} times ({_first_line(failed)}); "
-                "run again to go on from its last epoch."
-            ) from failed
-        return artifact_at(task.draft.store, prefix)
+        return str(prefix)
 
 
 @ray.remote
-def _part(task: Task, index: int) -> FileRecord:
+def _part(task: Task, index: int, gpu: bool) -> FileRecord:
+    if not gpu:
+        hide_gpus()
     return job_of(task).part(index)
 
 
 @ray.remote
-def _finish(task: Task) -> str:
+def _finish(task: Task, gpu: bool) -> str:
+    if not gpu:
+        hide_gpus()
     return job_of(task).finish().prefix
 
 
 @ray.remote
-def _fit_task(task: Task) -> tuple[str, list[dict[str, Any]]]:
+def _fit_task(task: Task, gpu: bool) -> tuple[str, list[dict[str, Any]]]:
+    if not gpu:
+        hide_gpus()
     job = job_of(task)
     assert isinstance(job, FitJob)
     lines: list[dict[str, Any]] = []
     return job.finish(lines.append).prefix, lines
 
 
-def _fit_loop(config: dict[str, Any]) -> None:
-    """Runs in the Train worker. An error of the user's making is told, not raised: trying again would not mend it."""
-    said: Queue = config["said"]
-    job = job_of(config["task"])
-    assert isinstance(job, FitJob)
-    try:
-        artifact = job.finish(lambda line: said.put(("epoch", line)))
-    except (BadInput, DamagedArtifact) as wrong:
-        said.put(("error", (wrong.exit_code, type(wrong), str(wrong))))
-        return
-    said.put(("done", artifact.prefix))
+@ray.remote(num_cpus=1, num_gpus=1, max_retries=1)
+def _faiss_gpus() -> int:
+    from miner.index._faiss import num_gpus
 
-
-def _notes(store: Store, name: str) -> Path:
-    """Where Ray Train keeps what it notes, hidden in a run folder. None of it is read again, so for a run in an object
-    store it is the temporary folder of whichever node does the noting: Ray's client would leave objects behind."""
-    if isinstance(store, LocalStore):
-        return store.root / ".ray-train" / name
-    return Path(tempfile.gettempdir()) / f"quintain-{name}"
-
-
-def _drain(said: Queue) -> Iterator[tuple[str, Any]]:
-    """What the worker has said by now; waits a moment for the first of it."""
-    try:
-        yield said.get(timeout=_POLL_SECONDS)
-        while True:
-            yield said.get(block=False)
-    except Empty:
-        return
+    return num_gpus()
 
 
 def _first_line(error: Exception) -> str:
@@ -219,5 +198,5 @@ def _cause(failed: RayTaskError, task: Task) -> Exception:
 
 
 def _resource(name: str) -> float:
-    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # ray's own is untyped
     return found.get(name, 0)

@@ -18,7 +18,7 @@ from miner.artifacts.store import Store
 from pipelines.settings import Settings
 from pipelines.stages import Stage
 
-__all__ = ["Job", "Task", "artifact_at", "job_of", "settings_json"]
+__all__ = ["Job", "Sharded", "Task", "artifact_at", "job_of", "named_rows", "settings_json"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,20 @@ class Job(Protocol):
     def finish(self) -> Artifact:
         """Put the parts together and commit."""
         ...
+
+
+class Sharded(Job, Protocol):
+    """One that is done in several parts."""
+
+    def where(self, index: int) -> str:
+        """Which rows part `index` is made of, as people read it."""
+        ...
+
+
+def named_rows(what: str, rows: tuple[int, int], ends: tuple[str, str]) -> str:
+    """`image rows 32 to 63 (ids img-7 to img-9)`: `rows` are (start, stop), counted from 0; `ends` the ids of both."""
+    start, stop = rows
+    return f"{what} {start} to {stop - 1} (ids {ends[0]} to {ends[1]})"
 
 
 def artifact_at(store: Store, prefix: str) -> Artifact:

@@ -8,7 +8,7 @@ from typing import Any
 from miner.artifacts.embeddings import shard_ranges
 from miner.artifacts.manifest import Artifact, FileRecord
 from miner.artifacts.store import Store
-from pipelines.jobs import Task, artifact_at
+from pipelines.jobs import Task, artifact_at, named_rows
 
 __all__ = ["EncodeJob", "model_at"]
 
@@ -34,6 +34,10 @@ class EncodeJob:
             elements=settings.element_dtype if self.task.settings.two_stage else None,
             batch_size=settings.batch_size,
         )
+
+    def where(self, index: int) -> str:
+        start, stop = self.ranges[index]
+        return named_rows(f"{self.side} rows", (start, stop), (self.ids[start], self.ids[stop - 1]))
 
     def finish(self) -> Artifact:
         from trainer.shards import commit_shards

@@ -25,7 +25,7 @@ from miner.artifacts.manifest import Artifact, FileRecord, canonical_json
 from miner.artifacts.negatives import NegativeBlock, write_negatives
 from miner.artifacts.pairs import Direction, Side, sides
 from miner.artifacts.store import Store
-from pipelines.jobs import Task, artifact_at
+from pipelines.jobs import Task, artifact_at, named_rows
 from pipelines.jobs.encode import model_at
 
 if TYPE_CHECKING:
@@ -70,6 +70,14 @@ class MineJob:
             with self._score() as score:
                 block = rescore(block, score, self.pairs, self.direction, self.width)
         return self.task.draft.add_part(name, _pack(block), stop - start)
+
+    def where(self, index: int) -> str:
+        """Anchors are counted in the order of their ids."""
+        if self.names[index] == _RECALL:
+            return "the sample that recall is measured on"
+        (start, stop), ids = self.ranges[index], self.pairs.ids(self.anchor)
+        ends = (ids[self.order[start]], ids[self.order[stop - 1]])
+        return named_rows(f"{self.anchor} anchors in order of ids", (start, stop), ends)
 
     def finish(self) -> Artifact:
         for index in range(len(self.names)):

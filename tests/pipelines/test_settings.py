@@ -38,6 +38,9 @@ def test_epochs_are_counted_through_the_run(settings: Settings) -> None:
         ({"loss": {"name": "aok"}}, ["[loss]", "aok", "'aoq'"]),
         ({"data": {"format": "emojis"}}, ["[data]", "'emoji'"]),
         ({"executor": {"kind": "slurm"}}, ["[executor]", "slurm"]),
+        ({"executor": {"encode": {"cpu": 2}}}, ["[executor]", "encode.cpu", "'cpus'"]),
+        ({"executor": {"encode": 2}}, ["[executor]", "encode = 2"]),
+        ({"executor": {"mine": {"gpus": 1.5}}}, ["[executor]", "mine.gpus", "whole number"]),
     ],
 )
 def test_a_wrong_key_is_named_with_the_nearest(

@@ -1,0 +1,109 @@
+"""One round's fit through Ray Train: its worker may be lost and is started again, from the last finished epoch."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from miner.artifacts.errors import BadInput, DamagedArtifact, Retryable
+from miner.artifacts.store import LocalStore, Store
+from pipelines.executors.ray_actor import hide_gpus, title
+from pipelines.jobs import Task, job_of
+from pipelines.jobs.fit import FitJob
+from pipelines.progress import Progress
+
+__all__ = ["fit"]
+
+_FAILURES = 2
+_POLL_SECONDS = 0.2
+
+
+def fit(task: Task, progress: Progress, cpus: int, *, gpu: bool) -> str:
+    """Train on `cpus` CPUs, and on a GPU with `gpu`. The prefix of the checkpoint, which the worker commits.
+
+    Raises what was wrong with the user's input as it was raised, Retryable when the worker was lost too often.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    name = f"{title(task).replace('/', '-')}-{secrets.token_hex(4)}"
+    notes = _notes(task.draft.store, name)
+    # Where the driver is: on another node it would be lost with that.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    said = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here, "name": f"{title(task)}/said"})
+    trainer = TorchTrainer(
+        _loop,
+        train_loop_config={"task": task, "said": said, "gpu": gpu},
+        scaling_config=ScalingConfig(num_workers=1, use_gpu=gpu, resources_per_worker={"CPU": cpus}),
+        run_config=RunConfig(
+            name=name, storage_path=str(notes), failure_config=FailureConfig(max_failures=_FAILURES)
+        ),
+    )  # fmt: skip
+    prefix = ""
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(trainer.fit)
+        while True:
+            ended = running.done()
+            for what, value in _drain(said):
+                if what == "error":
+                    _, error, sentence = value
+                    raise error(sentence)
+                if what == "done":
+                    prefix = value
+                else:
+                    progress.epoch(value)
+            if ended:
+                break
+    said.shutdown()
+    shutil.rmtree(notes, ignore_errors=True)  # the weights are an artifact of ours
+    try:
+        running.result()
+    except TrainingFailedError as failed:
+        raise Retryable(
+            f"{task.stage.name}: training failed {_FAILURES + 1} times ({str(failed).splitlines()[0]}); "
+            "run again to go on from its last epoch."
+        ) from failed
+    return prefix
+
+
+def _loop(config: dict[str, Any]) -> None:
+    """Runs in the Train worker. An error of the user's making is told, not raised: trying again would not mend it."""
+    if not config["gpu"]:
+        hide_gpus()
+    said: Queue = config["said"]
+    job = job_of(config["task"])
+    assert isinstance(job, FitJob)
+    try:
+        artifact = job.finish(lambda line: said.put(("epoch", line)))
+    except (BadInput, DamagedArtifact) as wrong:
+        said.put(("error", (wrong.exit_code, type(wrong), str(wrong))))
+        return
+    said.put(("done", artifact.prefix))
+
+
+def _notes(store: Store, name: str) -> Path:
+    """Where Ray Train keeps what it notes, hidden in a run folder. None of it is read again, so for a run in an object
+    store it is the temporary folder of whichever node does the noting: Ray's client would leave objects behind."""
+    if isinstance(store, LocalStore):
+        return store.root / ".ray-train" / name
+    return Path(tempfile.gettempdir()) / f"quintain-{name}"
+
+
+def _drain(said: Queue) -> Iterator[tuple[str, Any]]:
+    """What the worker has said by now; waits a moment for the first of it."""
+    try:
+        yield said.get(timeout=_POLL_SECONDS)
+        while True:
+            yield said.get(block=False)
+    except Empty:
+        return
