@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from pipelines.commands.verify import verify
 if TYPE_CHECKING:
     from miner.artifacts.store import Store
     from pipelines.settings import Settings
+    from pipelines.stop import Stop
 
 __all__ = ["main"]
 
@@ -63,11 +65,14 @@ def _run_options(command: Any) -> Any:
 @_run_options
 def plan(run_file: Path | None, **options: Any) -> None:
     """Show what `run` would do, stage by stage: what is reused and why, disk and memory. Starts nothing."""
+    from pipelines.evidence import stop_of
     from pipelines.loop import describe, steps_of
     from pipelines.tables import plan_table
 
     settings, store = _settings(run_file, **options)
-    click.echo(plan_table(steps_of(settings, describe(settings), store)))
+    steps = steps_of(settings, describe(settings), store)
+    click.echo(plan_table(steps))
+    _say_stop(stop_of(settings, steps, store))
 
 
 @main.command()
@@ -76,10 +81,13 @@ def run(run_file: Path | None, **options: Any) -> None:
     """Do everything that is not done yet.
 
     Resumes by default: after a kill, the same command goes on where it stopped; when all is done it does nothing.
-    Ends with a table of the rounds and a page, PLACE/report.html.
+    A rule of [stop] may end it early. Ends with a table of the rounds, a page, PLACE/report.html, and the best round's
+    checkpoint, PLACE/best.
     """
     from miner.artifacts.pairs import PAIRS, open_pairs
     from pipelines import loop
+    from pipelines.best import BEST, export_best
+    from pipelines.evidence import stop_of
     from pipelines.executors import open_executor
     from pipelines.jobs import artifact_at
     from pipelines.jobs.report import PAGE
@@ -108,8 +116,10 @@ def run(run_file: Path | None, **options: Any) -> None:
         page = artifact_at(store, steps[-1].prefix).read(PAGE)
         check()
         loop.keep(store, PAGE, page)
+        export_best(steps, store, check)
     click.echo(summary_table(round_views(steps, store, open_pairs(artifact_at(store, PAIRS)))))
-    click.echo(f"\npage: {store.url}/{PAGE}")
+    _say_stop(stop_of(settings, steps, store))
+    click.echo(f"\npage: {store.url}/{PAGE}\nbest: {store.url}/{BEST}")
 
 
 @main.command()
@@ -122,6 +132,7 @@ def status(run_dir: str, as_json: bool) -> None:
     """
     from miner.artifacts.pairs import PAIRS, open_pairs
     from pipelines import loop
+    from pipelines.evidence import stop_of
     from pipelines.jobs import artifact_at
     from pipelines.places import place
     from pipelines.summary import round_views
@@ -132,11 +143,13 @@ def status(run_dir: str, as_json: bool) -> None:
     data = loop.saved_data(store) or loop.describe(settings)
     steps = loop.steps_of(settings, data, store)
     views = round_views(steps, store, open_pairs(artifact_at(store, PAIRS)))
+    stop = stop_of(settings, steps, store)
     if as_json:
         stages = [{"stage": s.stage.name, "state": s.state, "why": s.why} for s in steps]
         rounds = [
             {
                 "round": v.round,
+                "best": v.best,
                 "metrics": v.metrics,
                 "hardness": v.hardness,
                 "overlap": v.overlap,
@@ -145,16 +158,23 @@ def status(run_dir: str, as_json: bool) -> None:
             }
             for v in views
         ]
-        json.dump({"stages": stages, "rounds": rounds}, sys.stdout, indent=1)
+        stopped = asdict(stop) if stop is not None else None
+        json.dump({"stages": stages, "rounds": rounds, "stopped": stopped}, sys.stdout, indent=1)
         click.echo()
         return
     click.echo(plan_table(steps))
     if views:
         click.echo("\n" + summary_table(views))
+    _say_stop(stop)
 
 
 for _command in (verify, gc, doctor, submit, schedule):
     main.add_command(_command)
+
+
+def _say_stop(stop: Stop | None) -> None:
+    if stop is not None:
+        click.echo(f"\n{stop}")
 
 
 def _settings(

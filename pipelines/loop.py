@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
@@ -13,6 +13,7 @@ from miner.artifacts.manifest import MANIFEST, Draft, Manifest, canonical_json, 
 from miner.artifacts.pairs import PAIRS, Side, commit_pairs
 from miner.artifacts.store import Store
 from pipelines import log
+from pipelines.evidence import stop_of
 from pipelines.executors import Executor
 from pipelines.jobs import Task, settings_json
 from pipelines.log import LOG
@@ -108,21 +109,42 @@ def saved_settings(store: Store) -> Settings:
     return Settings.parse(raw, f"{store.url}/{SETTINGS}")
 
 
-def present(stages: list[Stage], store: Store) -> dict[str, dict[str, Manifest]]:
-    """Every committed manifest below the stages' folders. Raises DamagedArtifact for one that is broken."""
-    found: dict[str, dict[str, Manifest]] = {}
-    for folder in {stage.folder for stage in stages}:
+def present(
+    stages: list[Stage], store: Store, known: Mapping[str, dict[str, Manifest]] | None = None
+) -> dict[str, dict[str, Manifest]]:
+    """Every committed manifest below the stages' folders, but for folders that are `known`.
+
+    Raises DamagedArtifact for one that is broken.
+    """
+    found = dict(known or {})
+    for folder in {stage.folder for stage in stages} - set(found):
+        found[folder] = {}
         for key in store.names(folder):
             artifact = find_artifact(store, f"{folder}/{key}")
             if artifact is not None:
-                found.setdefault(folder, {})[key] = artifact.manifest
+                found[folder][key] = artifact.manifest
     return found
 
 
-def steps_of(settings: Settings, data: Data, store: Store) -> list[Step]:
-    """The plan as things stand."""
+def steps_of(settings: Settings, data: Data, store: Store, *, lifted: bool = False) -> list[Step]:
+    """The plan as things stand: up to the round after which a rule of [stop] ends the run, or with the rules `lifted`
+    all of it. Raises DamagedArtifact."""
     stages = declare(settings, data)
-    return plan(stages, present(stages, store))
+    found = present(stages, store)
+    return plan(stages, found) if lifted else _steps(settings, data, store, found)[0]
+
+
+def _steps(
+    settings: Settings, data: Data, store: Store, known: dict[str, dict[str, Manifest]]
+) -> tuple[list[Step], dict[str, dict[str, Manifest]]]:
+    """The plan, and the manifests it was made from: those `known`, and what a stopped run has besides (its page)."""
+    steps = plan(declare(settings, data), known)
+    stop = stop_of(settings, steps, store)
+    if stop is None:
+        return steps, known
+    stages = declare(settings, data, stop.round)
+    found = present(stages, store, known)
+    return plan(stages, found), found
 
 
 def run(
@@ -139,12 +161,12 @@ def run(
     """
     encoded = settings_json(settings)
     store.sweep("")
-    stages = declare(settings, data)
-    found = present(stages, store)
-    for earlier in plan(stages, found):
+    found = present(declare(settings, data), store)
+    steps, found = _steps(settings, data, store, found)
+    for earlier in steps:
         tidy(earlier, store)
     while True:
-        steps = plan(stages, found)
+        steps, found = _steps(settings, data, store, found)
         step = next((s for s in steps if s.state in ("missing", "stale")), None)
         if step is None:
             return steps
@@ -181,7 +203,7 @@ def execute(
     store.sweep(step.prefix)
     progress.start(stage.name, stage.parts, stage.unit, step.why)
     began = time.monotonic()
-    told = _Log(store, stage.name, step.prefix)
+    told = _Log(store, stage.name, step.prefix, executor.gpus_of(stage))
     told("start")
     made = executor.execute(Task(stage, draft, parents, encoded), _Logged(progress, told))
     seconds = time.monotonic() - began
@@ -198,9 +220,17 @@ class _Log:
     store: Store
     stage: str
     prefix: str
+    gpus: int
 
     def __call__(self, event: str, **about: Any) -> None:
-        line = {"stage": self.stage, "prefix": self.prefix, "event": event, "time": time.time(), **about}
+        line = {
+            "stage": self.stage,
+            "prefix": self.prefix,
+            "event": event,
+            "time": time.time(),
+            "gpus": self.gpus,
+            **about,
+        }
         log.append(self.store, line)
 
     def has_epoch(self, epoch: int) -> bool:

@@ -9,6 +9,7 @@
 [index]     factory, train_sample         (here)
 [mine]      k, shard_anchors, recall      (here)
 [analyze]   rounds, batch_size, batches   (here)
+[stop]      patience, overlap, gpu_hours  (stop.py)
 [executor]  kind, workers, address        (here)
 """
 
@@ -23,6 +24,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from miner.artifacts.errors import BadInput
+from pipelines.stop import StopConfig
 from trainer import registry
 
 __all__ = [
@@ -191,6 +193,7 @@ class Settings:
     index: IndexConfig
     mine: MineConfig
     analyze: AnalyzeConfig
+    stop: StopConfig
     executor: ExecutorConfig
 
     @classmethod
@@ -214,7 +217,7 @@ class Settings:
     @classmethod
     def parse(cls, raw: Mapping[str, Any], where: str) -> Settings:
         """Validate the sections of a run file. Raises BadInput."""
-        known = ["run", "data", "model", "loss", "fit", "encode", "index", "mine", "analyze", "executor"]
+        known = ["run", "data", "model", "loss", "fit", "encode", "index", "mine", "analyze", "stop", "executor"]
         for section, value in raw.items():
             if section not in known:
                 nearest = difflib.get_close_matches(section, known, 1)
@@ -238,10 +241,13 @@ class Settings:
             index=_section(IndexConfig, raw, "index", where),
             mine=_section(MineConfig, raw, "mine", where),
             analyze=_section(AnalyzeConfig, raw, "analyze", where),
+            stop=_section(StopConfig, raw, "stop", where),
             executor=_section(ExecutorConfig, raw, "executor", where),
         )
         if settings.fit_config(0, where).threads == 0:
             raise BadInput(f"{where}: fit.threads = 0 gives other bytes on other machines; say how many threads.")
+        if settings.stop.overlap is not None and not settings.loss.needs_tables:
+            raise BadInput(f"{where}: stop.overlap compares mined tables, and this loss mines none; leave it out.")
         return settings
 
     @property
@@ -265,7 +271,7 @@ class Settings:
     def dump(self) -> dict[str, Any]:
         """The settings as plain sections that `parse` reads back, defaults written out."""
         sections: dict[str, Any] = {"fit": dict(self.fit)}
-        for section in ("run", "encode", "index", "mine", "analyze", "executor"):
+        for section in ("run", "encode", "index", "mine", "analyze", "stop", "executor"):
             sections[section] = getattr(self, section).model_dump(mode="json")
         for section, key in _NAMED.items():
             config = getattr(self, section)

@@ -16,6 +16,7 @@ from miner.artifacts.manifest import MANIFEST, FileRecord, Manifest
 from miner.artifacts.pairs import PAIRS
 from miner.artifacts.records import whole_copy
 from miner.artifacts.store import LocalStore, Store
+from pipelines.best import BEST
 from pipelines.contents import Contents, Place, look, place_of
 from pipelines.plan import KEY_DIGITS
 from pipelines.removed import RECORD, recorded
@@ -177,6 +178,8 @@ def _unlisted(contents: Contents) -> Iterator[Finding]:
         place = place_of(where)
         if scratch:
             yield Finding(where, f"{_few(names)}: left by a writer that was killed", _CLEAN, damage=False)
+        elif where.startswith(f"{BEST}/"):
+            yield Finding(where, "a copy of the best checkpoint that was killed", f"{_AGAIN}, which copies it", False)
         elif place is None:
             yield Finding(where, "no run wrote this, or its manifest is gone", "delete it if nobody needs it", False)
         elif where in contents.manifests:

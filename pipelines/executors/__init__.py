@@ -10,6 +10,7 @@ from miner.artifacts.manifest import Artifact
 from pipelines.jobs import Task
 from pipelines.progress import Progress
 from pipelines.settings import ExecutorConfig
+from pipelines.stages import Stage
 
 __all__ = ["Executor", "open_executor"]
 
@@ -18,6 +19,10 @@ class Executor(Protocol):
     @property
     def parallel(self) -> int:
         """How many fits of one thread may be executed at once, from as many threads of the caller."""
+        ...
+
+    def gpus_of(self, stage: Stage) -> int:
+        """How many GPUs work on a stage at once; 1 where there is none, for the machine itself."""
         ...
 
     def execute(self, task: Task, progress: Progress) -> Artifact:

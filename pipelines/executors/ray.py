@@ -29,6 +29,7 @@ from pipelines.jobs import Task, artifact_at, job_of
 from pipelines.jobs.fit import FitJob
 from pipelines.progress import Progress
 from pipelines.settings import ExecutorConfig
+from pipelines.stages import Stage
 
 __all__ = ["RayExecutor"]
 
@@ -67,6 +68,11 @@ class RayExecutor:
             raise Retryable(f"no Ray cluster at {where}: {_first_line(failed)}") from failed
         self.gpus = _resource("GPU") > 0
         self.parallel = max(int(_resource("GPU")), 1) if self.gpus else self.workers
+
+    def gpus_of(self, stage: Stage) -> int:
+        if not self.gpus:
+            return 1
+        return min(max(int(_resource("GPU")), 1), stage.parts) if stage.unit == "shard" else 1
 
     def execute(self, task: Task, progress: Progress) -> Artifact:
         try:

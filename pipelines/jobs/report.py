@@ -26,7 +26,9 @@ class ReportJob:
         dataset = self.task.dataset("train")
         data = saved_data(store)
         assert data is not None
-        views = round_views(steps_of(settings, data, store), store, dataset.pairs)
+        # Rounds past this one may be there, from before a rule of [stop]; their figures are not on this page.
+        steps = [s for s in steps_of(settings, data, store, lifted=True) if s.stage.round <= self.task.stage.round]
+        views = round_views(steps, store, dataset.pairs)
         page = render(
             dataset, views, title=f"quintain: {dataset.name}", settings=settings.dump(), seed=settings.run.seed
         )
