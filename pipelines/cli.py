@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from miner.artifacts.store import Store
     from pipelines.settings import Settings
     from pipelines.stop import Stop
+    from pipelines.watch import About
 
 __all__ = ["main"]
 
@@ -77,7 +80,8 @@ def plan(run_file: Path | None, **options: Any) -> None:
 
 @main.command()
 @_run_options
-def run(run_file: Path | None, **options: Any) -> None:
+@click.option("--log-json", metavar="PATH|-", help="Append one JSON line per event to a file, or to stderr with -.")
+def run(run_file: Path | None, log_json: str | None, **options: Any) -> None:
     """Do everything that is not done yet.
 
     Resumes by default: after a kill, the same command goes on where it stopped; when all is done it does nothing.
@@ -88,37 +92,45 @@ def run(run_file: Path | None, **options: Any) -> None:
     from pipelines import loop
     from pipelines.best import BEST, export_best
     from pipelines.evidence import stop_of
-    from pipelines.executors import open_executor
+    from pipelines.executors import observers_of, open_executor
     from pipelines.jobs import artifact_at
     from pipelines.jobs.report import PAGE
     from pipelines.places import only_writer
     from pipelines.progress import open_progress
     from pipelines.summary import round_views
     from pipelines.tables import summary_table
+    from pipelines.watch import Event
+    from pipelines.watch._watch import open_watch
 
     settings, store = _settings(run_file, **options)
-    with only_writer(store) as check:
+    with only_writer(store) as check, ExitStack() as ends:
         progress = open_progress()
-        try:
-            data = loop.describe(settings)
-            loop.prepare(settings, data, store)
-            steps = loop.steps_of(settings, data, store)
-            todo = sum(step.state != "done" for step in steps)
-            progress.say(f"{store.url}: {len(steps) - todo} stages reused, {todo} to run")
-            if todo:
-                executor = open_executor(settings.executor, progress)
-                try:
-                    steps = loop.run(settings, data, store, executor, progress, check)
-                finally:
-                    executor.close()
-        finally:
-            progress.close()
+        ends.callback(progress.close)
+        executors = ends.enter_context(ExitStack())  # closed after the watch, which tells Ray's metrics too
+        watch = ends.enter_context(
+            open_watch(settings.watch, _about(settings, store), progress.say, _log_json(log_json))
+        )
+        data = loop.describe(settings)
+        loop.prepare(settings, data, store)
+        steps = loop.steps_of(settings, data, store)
+        todo = sum(step.state != "done" for step in steps)
+        progress.say(f"{store.url}: {len(steps) - todo} stages reused, {todo} to run")
+        if todo:
+            watch.tell(Event("run_start", store.url, time.time(), message=f"{todo} stages to run"))
+            executor = open_executor(settings.executor, progress)
+            executors.callback(executor.close)
+            for name, connect in observers_of(settings.executor):
+                watch.add(name, connect)
+            steps = loop.run(settings, data, store, executor, progress, check, watch)
         page = artifact_at(store, steps[-1].prefix).read(PAGE)
         check()
         loop.keep(store, PAGE, page)
         export_best(steps, store, check)
+        stop = stop_of(settings, steps, store)
+        if todo:
+            watch.tell(Event("run_done", store.url, time.time(), message=str(stop or "")))
     click.echo(summary_table(round_views(steps, store, open_pairs(artifact_at(store, PAIRS)))))
-    _say_stop(stop_of(settings, steps, store))
+    _say_stop(stop)
     click.echo(f"\npage: {store.url}/{PAGE}\nbest: {store.url}/{BEST}")
 
 
@@ -170,6 +182,24 @@ def status(run_dir: str, as_json: bool) -> None:
 
 for _command in (verify, gc, doctor, submit, schedule):
     main.add_command(_command)
+
+
+def _about(settings: Settings, store: Store) -> About:
+    """What trackers hear of a run before anything happens."""
+    from miner.artifacts.store import LocalStore
+    from pipelines.report.overview import flatten
+    from pipelines.watch import About
+
+    folder = store.root if isinstance(store, LocalStore) else None
+    return About(store.url, folder, dict(flatten(settings.dump())))
+
+
+def _log_json(path: str | None) -> list[tuple[str, Any]]:
+    from pipelines.watch.json_lines import Config
+
+    if path is None:
+        return []
+    return [("json_lines", Config(path=path if path == "-" else str(Path(path).resolve())))]
 
 
 def _say_stop(stop: Stop | None) -> None:

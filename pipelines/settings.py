@@ -10,6 +10,7 @@
 [mine]      k, shard_anchors, recall      (here)
 [analyze]   rounds, batch_size, batches   (here)
 [stop]      patience, overlap, gpu_hours  (stop.py)
+[watch]     trackers                      (watch/)
 [executor]  kind, workers, address        (here)
 """
 
@@ -25,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from miner.artifacts.errors import BadInput
 from pipelines.stop import StopConfig
+from pipelines.watch import WatchConfig
 from trainer import registry
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
 
 DEMO = Path(__file__).parent / "demo.toml"
 _NAMED = {"data": "format", "model": "name", "loss": "name"}
+_PLAIN = ("run", "encode", "index", "mine", "analyze", "stop", "watch", "executor")
 _FROM_RUN = ("epochs", "total_epochs", "seed")
 Section = TypeVar("Section", bound=BaseModel)
 
@@ -59,9 +62,11 @@ class RunConfig(BaseModel):
 
     def epochs_of(self, round: int) -> tuple[int, int]:
         """(first epoch, number of epochs) of a round; the first epoch counts from when its model was new."""
-        if round == 0:
-            return 0, self.first_epochs
-        return (0 if self.restart else self.first_epochs + (round - 1) * self.epochs), self.epochs
+        return (0 if self.restart else self.epochs_before(round)), self.epochs if round else self.first_epochs
+
+    def epochs_before(self, round: int) -> int:
+        """Epochs of all the rounds before."""
+        return self.first_epochs + (round - 1) * self.epochs if round else 0
 
     def scheduled_epochs(self, round: int) -> int:
         """Epochs over which the learning rate of a round's model is scheduled."""
@@ -194,6 +199,7 @@ class Settings:
     mine: MineConfig
     analyze: AnalyzeConfig
     stop: StopConfig
+    watch: WatchConfig
     executor: ExecutorConfig
 
     @classmethod
@@ -217,7 +223,7 @@ class Settings:
     @classmethod
     def parse(cls, raw: Mapping[str, Any], where: str) -> Settings:
         """Validate the sections of a run file. Raises BadInput."""
-        known = ["run", "data", "model", "loss", "fit", "encode", "index", "mine", "analyze", "stop", "executor"]
+        known = [*_NAMED, "fit", *_PLAIN]
         for section, value in raw.items():
             if section not in known:
                 nearest = difflib.get_close_matches(section, known, 1)
@@ -242,6 +248,7 @@ class Settings:
             mine=_section(MineConfig, raw, "mine", where),
             analyze=_section(AnalyzeConfig, raw, "analyze", where),
             stop=_section(StopConfig, raw, "stop", where),
+            watch=_section(WatchConfig, raw, "watch", where),
             executor=_section(ExecutorConfig, raw, "executor", where),
         )
         if settings.fit_config(0, where).threads == 0:
@@ -271,7 +278,7 @@ class Settings:
     def dump(self) -> dict[str, Any]:
         """The settings as plain sections that `parse` reads back, defaults written out."""
         sections: dict[str, Any] = {"fit": dict(self.fit)}
-        for section in ("run", "encode", "index", "mine", "analyze", "stop", "executor"):
+        for section in _PLAIN:
             sections[section] = getattr(self, section).model_dump(mode="json")
         for section, key in _NAMED.items():
             config = getattr(self, section)

@@ -17,7 +17,7 @@ from miner.artifacts.errors import BadInput
 from miner.artifacts.pairs import Direction, Side, sides
 from pipelines.settings import Settings
 
-__all__ = ["Data", "Stage", "Work", "declare"]
+__all__ = ["SHAPES_NOTHING", "Data", "Stage", "Work", "declare"]
 
 Work = Literal["encode", "index", "tune", "mine", "fit", "evaluate", "analyze", "report"]
 # Raised when what a stage writes for the same inputs changes: artifacts of older code are then not reused.
@@ -34,7 +34,7 @@ _LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "analyze": ("torch",),
     "report": (),
 }
-_SHAPES_NOTHING = ("executor", "stop")  # sections of a run file that no artifact depends on
+SHAPES_NOTHING = ("executor", "stop", "watch")  # sections of a run file that no artifact depends on
 _RUNS_MODEL = ("encode", "mine", "fit", "evaluate", "analyze")
 
 
@@ -140,7 +140,7 @@ def declare(settings: Settings, data: Data, last: int | None = None) -> list[Sta
             # A small set is counted in one smaller batch.
             look["batch_size"] = min(look["batch_size"] or settings.fit_config(round).batch_size, data.num_images)
             stages.append(Stage(round, "analyze", "", "counts", (parent, *tables), look, memory=2**29))
-    sections = {name: section for name, section in settings.dump().items() if name not in _SHAPES_NOTHING}
+    sections = {name: section for name, section in settings.dump().items() if name not in SHAPES_NOTHING}
     look = {"data": data.fingerprints["train"], "settings": sections}
     shown = tuple((s.name, s.name) for s in stages if s.work in ("mine", "evaluate"))
     stages.append(Stage(last, "report", "", "report", shown, look, disk=4 * 2**20, memory=2**28))

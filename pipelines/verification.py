@@ -20,6 +20,7 @@ from pipelines.best import BEST
 from pipelines.contents import Contents, Place, look, place_of
 from pipelines.plan import KEY_DIGITS
 from pipelines.removed import RECORD, recorded
+from pipelines.watch import FOLDER
 
 __all__ = ["Finding", "Meter", "Report", "verify"]
 
@@ -169,7 +170,7 @@ def _unlisted(contents: Contents) -> Iterator[Finding]:
     """One finding per folder: files that are no manifest's, none of which harms anybody."""
     groups: dict[tuple[str, bool], list[str]] = {}
     for name in contents.unlisted():
-        own = name in _OWN or name.startswith("lease/")
+        own = name in _OWN or name.startswith(("lease/", f"{FOLDER}/"))
         if not own and not any(name.startswith(f"{prefix}/") for prefix in contents.broken):
             scratch = PurePosixPath(name).name.startswith(".tmp-")
             place = place_of(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
 from typing import Protocol
 
 from miner.artifacts.manifest import Artifact
@@ -11,8 +12,9 @@ from pipelines.jobs import Task
 from pipelines.progress import Progress
 from pipelines.settings import ExecutorConfig
 from pipelines.stages import Stage
+from pipelines.watch import Observer
 
-__all__ = ["Executor", "open_executor"]
+__all__ = ["Executor", "observers_of", "open_executor"]
 
 
 class Executor(Protocol):
@@ -42,6 +44,15 @@ def open_executor(config: ExecutorConfig, progress: Progress, *, many: bool = Fa
     from pipelines.executors.ray import RayExecutor
 
     return RayExecutor(config, progress, many=many)
+
+
+def observers_of(config: ExecutorConfig) -> list[tuple[str, Callable[[], Observer]]]:
+    """Who is told of a run because of where it runs, by name; asked once the executor is open."""
+    if config.kind == "inline":
+        return []
+    from pipelines.executors.ray_metrics import RayMetrics
+
+    return [("ray metrics", RayMetrics)]
 
 
 def _environment(config: ExecutorConfig) -> None:

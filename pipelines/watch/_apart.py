@@ -1,0 +1,102 @@
+"""A tracker in a process of its own, for libraries with threads and exit hooks: one that hangs is ended.
+
+The parent writes a line of JSON per event, and the child answers each with what went wrong, or nothing. A parent that
+is killed closes the pipe, and the child ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipelines.watch import About, Event, TrackerFailed
+from trainer import registry
+
+__all__ = ["Apart"]
+
+
+class Apart:
+    """The parent's end. Raises TrackerFailed with what the child says."""
+
+    def __init__(self, name: str, config: Any, about: About) -> None:
+        self._closing = float(registry.module("pipelines.watch", name).CLOSING)
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.watch._apart"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # an interrupt at the terminal is the run's, which tells it how it ended
+        )
+        told = {**asdict(about), "folder": None if about.folder is None else str(about.folder)}
+        self._ask({"name": name, "config": config.model_dump(mode="json"), "about": told})
+
+    def __call__(self, event: Event) -> None:
+        self._ask(asdict(event))
+
+    def close(self) -> None:
+        assert self._child.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._child.stdin.close()
+        try:
+            self._child.wait(self._closing)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+            raise TrackerFailed(f"not finished after {self._closing:.0f} s, and ended") from None
+
+    def _ask(self, line: Mapping[str, Any]) -> None:
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        try:
+            print(json.dumps(line), file=self._child.stdin, flush=True)
+            answer = self._child.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            raise TrackerFailed(f"its process ended with exit code {self._child.wait()}")
+        if wrong := json.loads(answer)["wrong"]:
+            raise TrackerFailed(wrong)
+
+
+def _serve() -> None:
+    """The child: what a library prints goes nowhere, and answers go where stdout was."""
+    from pipelines.watch._watch import sentence
+
+    answers = os.fdopen(os.dup(1), "w")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    observer: Any = None
+    closing = 60.0
+    for line in sys.stdin:
+        raw, wrong = json.loads(line), ""
+        try:
+            if observer is None:
+                module = registry.module("pipelines.watch", raw["name"])
+                closing, folder = float(module.CLOSING), raw["about"]["folder"]
+                about = About(**{**raw["about"], "folder": None if folder is None else Path(folder)})
+                observer = module.connect(module.Config(**raw["config"]), about)
+            else:
+                observer(Event(**raw))
+        except Exception as failed:  # told to the parent, which decides
+            wrong = sentence(failed)
+        print(json.dumps({"wrong": wrong}), file=answers, flush=True)
+    # The parent is gone, or waits: not longer than it would.
+    late = threading.Timer(closing, os._exit, (1,))
+    late.daemon = True
+    late.start()
+    if observer is not None:
+        with contextlib.suppress(Exception):  # nobody is left to be told
+            observer.close()
+
+
+if __name__ == "__main__":
+    _serve()
