@@ -116,11 +116,11 @@ def run(run_file: Path | None, log_json: str | None, **options: Any) -> None:
         todo = sum(step.state != "done" for step in steps)
         progress.say(f"{store.url}: {len(steps) - todo} stages reused, {todo} to run")
         if todo:
-            watch.tell(Event("run_start", store.url, time.time(), message=f"{todo} stages to run"))
             executor = open_executor(settings.executor, progress)
             executors.callback(executor.close)
             for name, connect in observers_of(settings.executor):
                 watch.add(name, connect)
+            watch.tell(Event("run_start", store.url, time.time(), message=f"{todo} stages to run"))
             steps = loop.run(settings, data, store, executor, progress, check, watch)
         page = artifact_at(store, steps[-1].prefix).read(PAGE)
         check()
