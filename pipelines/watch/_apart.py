@@ -1,7 +1,7 @@
 """A tracker in a process of its own, for libraries with threads and exit hooks: one that hangs is ended.
 
-The parent writes a line of JSON per event, and the child answers each with what went wrong, or nothing. A parent that
-is killed closes the pipe, and the child ends.
+The parent writes a line of JSON per event, and the child answers each with what went wrong, or nothing. When the pipe
+closes, because the run is over or was killed, the child has `CLOSING` seconds left, whatever it is at.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 from pipelines.watch import About, Event, TrackerFailed
@@ -52,6 +54,10 @@ class Apart:
             self._child.wait()
             raise TrackerFailed(f"not finished after {self._closing:.0f} s, and ended") from None
 
+    def abandon(self) -> None:
+        """End the child, whatever it is at."""
+        self._child.kill()
+
     def _ask(self, line: Mapping[str, Any]) -> None:
         assert self._child.stdin is not None
         assert self._child.stdout is not None
@@ -74,14 +80,16 @@ def _serve() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
+    lines: Queue[str | None] = Queue()
+    limit = [60.0]
+    threading.Thread(target=_read, args=(lines, limit), daemon=True).start()
     observer: Any = None
-    closing = 60.0
-    for line in sys.stdin:
+    while (line := lines.get()) is not None:
         raw, wrong = json.loads(line), ""
         try:
             if observer is None:
                 module = registry.module("pipelines.watch", raw["name"])
-                closing, folder = float(module.CLOSING), raw["about"]["folder"]
+                limit[0], folder = float(module.CLOSING), raw["about"]["folder"]
                 about = About(**{**raw["about"], "folder": None if folder is None else Path(folder)})
                 observer = module.connect(module.Config(**raw["config"]), about)
             else:
@@ -89,13 +97,18 @@ def _serve() -> None:
         except Exception as failed:  # told to the parent, which decides
             wrong = sentence(failed)
         print(json.dumps({"wrong": wrong}), file=answers, flush=True)
-    # The parent is gone, or waits: not longer than it would.
-    late = threading.Timer(closing, os._exit, (1,))
-    late.daemon = True
-    late.start()
     if observer is not None:
         with contextlib.suppress(Exception):  # nobody is left to be told
             observer.close()
+
+
+def _read(lines: Queue[str | None], limit: list[float]) -> None:
+    """In a thread of its own, so that the end of the pipe is noticed in the middle of whatever hangs."""
+    for line in sys.stdin:
+        lines.put(line)
+    lines.put(None)
+    time.sleep(limit[0])
+    os._exit(1)
 
 
 if __name__ == "__main__":

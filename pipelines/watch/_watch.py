@@ -53,6 +53,7 @@ class _Post:
         self.name, self.connect, self.closing, self._say = name, connect, closing, say
         self.queue: Queue[Event | None] = Queue(_WAITING)
         self.gone = self.left_out = self.over = False
+        self.observer: Observer | None = None
         self.thread = Thread(target=self._work, name=f"watch-{name}", daemon=True)
         self.thread.start()
 
@@ -85,6 +86,9 @@ class _Post:
         self.thread.join(max(0.0, began + self.closing - time.monotonic()))
         if self.thread.is_alive():
             self.say(f"not finished {self.closing:.0f} s after the run; left behind")
+            abandon = getattr(self.observer, "abandon", None)
+            if abandon is not None:
+                abandon()
         self.over = True
 
     def _work(self) -> None:
@@ -92,7 +96,7 @@ class _Post:
         if first is None:  # nothing happened: nobody is asked for anything
             return
         try:
-            observer = self.connect()
+            self.observer = observer = self.connect()
         except Exception as failed:  # whatever a tracker's library raises must not reach the run
             self.gone = True
             self.say(f"{sentence(failed)}; the run goes on without it")

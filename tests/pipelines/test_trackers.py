@@ -114,10 +114,10 @@ class Tracker:
             raise TrackerFailed("a sentence")
         if event.message == "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        open(self.where, "a").write(event.message + chr(10))
         if event.message == "hang":
             while True:
                 time.sleep(60)
-        open(self.where, "a").write(event.message + chr(10))
     def close(self):
         if os.path.exists(self.where + ".hang"):
             while True:
@@ -183,24 +183,45 @@ def test_a_process_that_hangs_is_ended(misbehaving: _Config, tmp_path: Path) -> 
     assert not alive(apart._child.pid)
 
 
-def test_a_process_whose_run_was_killed_ends_by_itself(misbehaving: _Config, tmp_path: Path) -> None:
-    """The parent is another process, killed while the child hangs in its close."""
+def test_a_process_that_hangs_at_work_is_ended_with_the_watch(misbehaving: _Config, tmp_path: Path) -> None:
+    said: list[str] = []
+    made: list[Apart] = []
+
+    def connect() -> Apart:
+        made.append(Apart("misbehaves", misbehaving, about(tmp_path)))
+        return made[0]
+
+    watch = Watch(said.append)
+    watch.add("misbehaves", connect, 2.0)
+    watch.tell(Event("epoch", RUN, 1.8e9, message="hang"))
+    watch.tell(Event("epoch", RUN, 1.8e9, message="two"))
+    watch.close()
+    assert said == ["misbehaves: not finished 2 s after the run; left behind"]
+    made[0]._child.wait(10)
+
+
+@pytest.mark.parametrize("message", ["hang", "one"])
+def test_a_process_whose_run_was_killed_ends_by_itself(misbehaving: _Config, tmp_path: Path, message: str) -> None:
+    """The parent is another process, killed while the child hangs at work, or will in its close."""
     import subprocess
 
     Path(misbehaving.where + ".hang").touch()
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from pipelines.watch import About, misbehaves; from pipelines.watch._apart import Apart\n"
+        "from pipelines.watch import About, Event, misbehaves; from pipelines.watch._apart import Apart\n"
         "apart = Apart('misbehaves', misbehaves.Config(where=sys.argv[1]), About('r', None, {}))\n"
-        "print(apart._child.pid, flush=True); time.sleep(60)\n"
+        "print(apart._child.pid, flush=True); apart(Event('epoch', 'r', 0, message=sys.argv[2])); time.sleep(60)\n"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code, misbehaving.where], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", code, misbehaving.where, message]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
+    end = time.monotonic() + 60
+    while not Path(misbehaving.where).exists() and time.monotonic() < end:
+        time.sleep(0.02)
     assert alive(child)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    end = time.monotonic() + 30
     while alive(child) and time.monotonic() < end:
         time.sleep(0.02)
     assert not alive(child)
