@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from miner.artifacts.store import Store
     from pipelines.settings import Settings
     from pipelines.stop import Stop
-    from pipelines.watch import About
+    from pipelines.trackers import About
 
 __all__ = ["main"]
 
@@ -99,8 +99,8 @@ def run(run_file: Path | None, log_json: str | None, **options: Any) -> None:
     from pipelines.progress import open_progress
     from pipelines.summary import round_views
     from pipelines.tables import summary_table
-    from pipelines.watch import Event
-    from pipelines.watch._watch import open_watch
+    from pipelines.trackers import Event
+    from pipelines.trackers._watch import open_watch
 
     settings, store = _settings(run_file, **options)
     with only_writer(store) as check, ExitStack() as ends:
@@ -188,14 +188,14 @@ def _about(settings: Settings, store: Store) -> About:
     """What trackers hear of a run before anything happens."""
     from miner.artifacts.store import LocalStore
     from pipelines.report.overview import flatten
-    from pipelines.watch import About
+    from pipelines.trackers import About
 
     folder = store.root if isinstance(store, LocalStore) else None
     return About(store.url, folder, dict(flatten(settings.dump())))
 
 
 def _log_json(path: str | None) -> list[tuple[str, Any]]:
-    from pipelines.watch.json_lines import Config
+    from pipelines.trackers.json_lines import Config
 
     if path is None:
         return []

@@ -21,8 +21,8 @@ from pipelines.progress import Progress
 from pipelines.settings import Settings
 from pipelines.stages import Data, Stage, declare
 from pipelines.told import Told, round_figures
-from pipelines.watch import Event
-from pipelines.watch._watch import Watch
+from pipelines.trackers import Event
+from pipelines.trackers._watch import Watch
 from trainer.data import Split
 
 __all__ = [
@@ -170,7 +170,7 @@ def run(
     steps, found = _steps(settings, data, store, found)
     for earlier in steps:
         tidy(earlier, store)
-    for round in _finished(steps):
+    for round in sorted(_finished(steps)):
         _tell_round(steps, round, store, watch, again=True)
     while True:
         steps, found = _steps(settings, data, store, found)

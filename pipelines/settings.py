@@ -10,7 +10,7 @@
 [mine]      k, shard_anchors, recall      (here)
 [analyze]   rounds, batch_size, batches   (here)
 [stop]      patience, overlap, gpu_hours  (stop.py)
-[watch]     trackers                      (watch/)
+[watch]     trackers                      (trackers/)
 [executor]  kind, workers, address        (here)
 """
 
@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from miner.artifacts.errors import BadInput
 from pipelines.stop import StopConfig
-from pipelines.watch import WatchConfig
+from pipelines.trackers import WatchConfig
 from trainer import registry
 
 __all__ = [

@@ -11,8 +11,8 @@ from miner.artifacts.store import Store
 from pipelines import log
 from pipelines.progress import Progress
 from pipelines.stages import Stage
-from pipelines.watch import Event
-from pipelines.watch._watch import Watch
+from pipelines.trackers import Event
+from pipelines.trackers._watch import Watch
 
 __all__ = ["Told", "round_figures"]
 

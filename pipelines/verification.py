@@ -20,7 +20,7 @@ from pipelines.best import BEST
 from pipelines.contents import Contents, Place, look, place_of
 from pipelines.plan import KEY_DIGITS
 from pipelines.removed import RECORD, recorded
-from pipelines.watch import FOLDER
+from pipelines.trackers import FOLDER
 
 __all__ = ["Finding", "Meter", "Report", "verify"]
 

@@ -12,7 +12,7 @@ from pipelines.jobs import Task
 from pipelines.progress import Progress
 from pipelines.settings import ExecutorConfig
 from pipelines.stages import Stage
-from pipelines.watch import Observer
+from pipelines.trackers import Observer
 
 __all__ = ["Executor", "observers_of", "open_executor"]
 

@@ -70,8 +70,6 @@ class RayExecutor:
         self.parallel = max(int(_resource("GPU")), 1) if self.gpus else self.workers
 
     def gpus_of(self, stage: Stage) -> int:
-        if not self.gpus:
-            return 1
         return min(max(int(_resource("GPU")), 1), stage.parts) if stage.unit == "shard" else 1
 
     def execute(self, task: Task, progress: Progress) -> Artifact:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ray.util.metrics import Gauge
 
-from pipelines.watch import Event
-from pipelines.watch._gauges import GAUGES, gauges
+from pipelines.trackers import Event
+from pipelines.trackers._gauges import GAUGES, gauges
 
 __all__ = ["RayMetrics"]
 

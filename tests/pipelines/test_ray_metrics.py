@@ -27,8 +27,8 @@ context = ray.init(
 )
 from pipelines.executors import observers_of
 from pipelines.settings import ExecutorConfig
-from pipelines.watch import Event
-from pipelines.watch._watch import Watch
+from pipelines.trackers import Event
+from pipelines.trackers._watch import Watch
 watch = Watch(print)
 for name, connect in observers_of(ExecutorConfig()):
     watch.add(name, connect)

@@ -192,6 +192,14 @@ def test_a_run_is_stopped_and_goes_on(finished_run: Path, run_file: Callable[...
     assert [r["round"] for r in rounds] == [0, 1]
 
 
+@pytest.mark.parametrize("section", [{"stop": {"patience": 9}}, {"watch": {"trackers": ["json_lines", "prometheus"]}}])
+def test_neither_rules_nor_trackers_change_an_artifact(
+    finished_run: Path, folder: Path, tmp_path: Path, section: dict[str, Any]
+) -> None:
+    run_file = write_toml(tmp_path / "run.toml", raw_settings(folder, **section))
+    assert ", 0 to run." in pipelines("plan", run_file, "--run-dir", finished_run / "run").output
+
+
 def test_a_spent_budget_leaves_round_0(finished_run: Path, run_file: Callable[..., Path], tmp_path: Path) -> None:
     root = tmp_path / "run"
     shown = pipelines("run", run_file(gpu_hours=1e-9), "--run-dir", root).output

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from pipelines.watch import About, Event, TrackerFailed, mlflow, wandb
-from pipelines.watch._apart import Apart
-from pipelines.watch._watch import Watch
+from pipelines.trackers import About, Event, TrackerFailed, mlflow, wandb
+from pipelines.trackers._apart import Apart
+from pipelines.trackers._watch import Watch
 
 RUN = "/runs/it's one"
 
@@ -96,7 +96,7 @@ def _logged(path: Path) -> list[dict[str, Any]]:
 MISBEHAVES = """
 import os, signal, sys, time
 from pydantic import BaseModel
-from pipelines.watch import TrackerFailed
+from pipelines.trackers import TrackerFailed
 APART, CLOSING = True, 0.5
 class Config(BaseModel):
     where: str = ""
@@ -133,17 +133,17 @@ class _Config(BaseModel):
 @pytest.fixture
 def misbehaving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Config:
     """A module beside the trackers of the package, for this process and for children."""
-    import pipelines.watch
+    import pipelines.trackers
 
     folder = tmp_path / "more"
     folder.mkdir()
     (folder / "misbehaves.py").write_text(MISBEHAVES)
-    monkeypatch.setattr(pipelines.watch, "__path__", [*pipelines.watch.__path__, str(folder)])
-    site = f"import pipelines.watch; pipelines.watch.__path__.append({str(folder)!r})"
+    monkeypatch.setattr(pipelines.trackers, "__path__", [*pipelines.trackers.__path__, str(folder)])
+    site = f"import pipelines.trackers; pipelines.trackers.__path__.append({str(folder)!r})"
     (folder / "usercustomize.py").write_text(site)
     (folder / "sitecustomize.py").write_text(site)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", ""), *sys.path]))
-    monkeypatch.delitem(sys.modules, "pipelines.watch.misbehaves", raising=False)
+    monkeypatch.delitem(sys.modules, "pipelines.trackers.misbehaves", raising=False)
     return _Config(where=str(tmp_path / "told"))
 
 
@@ -208,7 +208,7 @@ def test_a_process_whose_run_was_killed_ends_by_itself(misbehaving: _Config, tmp
     Path(misbehaving.where + ".hang").touch()
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from pipelines.watch import About, Event, misbehaves; from pipelines.watch._apart import Apart\n"
+        "from pipelines.trackers import About, Event, misbehaves; from pipelines.trackers._apart import Apart\n"
         "apart = Apart('misbehaves', misbehaves.Config(where=sys.argv[1]), About('r', None, {}))\n"
         "print(apart._child.pid, flush=True); apart(Event('epoch', 'r', 0, message=sys.argv[2])); time.sleep(60)\n"
     )

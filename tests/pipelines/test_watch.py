@@ -21,7 +21,7 @@ from pipelines.cli import main
 from pipelines.executors.inline import InlineExecutor
 from pipelines.progress import Lines
 from pipelines.settings import Settings
-from pipelines.watch import (
+from pipelines.trackers import (
     About,
     Event,
     Observer,
@@ -32,7 +32,7 @@ from pipelines.watch import (
     tensorboard,
     webhook,
 )
-from pipelines.watch._watch import Watch, open_watch
+from pipelines.trackers._watch import Watch, open_watch
 from tests.pipelines.builders import raw_settings, write_toml
 from trainer import registry
 
@@ -167,7 +167,7 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
         ("prometheus:path=x.txt", "path"),
         ("mlflow:uri=http://me:secret@host", "holds credentials"),
         ("webhook:url=http://x", "'url' is not a setting"),
-        ("_watch", "not one of the watch"),
+        ("_watch", "not one of the trackers"),
     ],
 )
 def test_a_wrong_tracker_is_refused(folder: Path, tracker: str, words: str) -> None:
@@ -176,14 +176,15 @@ def test_a_wrong_tracker_is_refused(folder: Path, tracker: str, words: str) -> N
 
 
 def test_every_tracker_keeps_the_contract() -> None:
-    names = registry.names("pipelines.watch")
+    names = registry.names("pipelines.trackers")
     assert {"json_lines", "mlflow", "prometheus", "tensorboard", "wandb", "webhook"} <= set(names)
     for name in names:
-        module = registry.module("pipelines.watch", name)
+        module = registry.module("pipelines.trackers", name)
         assert callable(module.connect)
-        assert registry.configure("pipelines.watch", name, {}).model_config["frozen"]
+        assert registry.configure("pipelines.trackers", name, {}).model_config["frozen"]
         assert not getattr(module, "APART", False) or module.CLOSING > 0
-    assert WatchConfig().trackers == ("tensorboard",)
+    assert [name for name, _ in WatchConfig().chosen(about(Path("/runs/one")))] == ["tensorboard"]
+    assert WatchConfig().chosen(about(None)) == WatchConfig(trackers=()).chosen(about(Path("/runs/one"))) == []
 
 
 def test_choosing_trackers_imports_none_of_their_libraries(folder: Path) -> None:

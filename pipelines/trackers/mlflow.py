@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from pipelines.watch import About, Event, TrackerFailed
-from pipelines.watch._scalars import scalars
+from pipelines.trackers import About, Event, TrackerFailed
+from pipelines.trackers._scalars import scalars
 
 __all__ = ["APART", "CLOSING", "Config", "connect"]
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
-from pipelines.watch import About, Event, TrackerFailed
+from pipelines.trackers import About, Event, TrackerFailed
 from trainer import registry
 
 __all__ = ["Apart"]
@@ -29,9 +29,9 @@ class Apart:
     """The parent's end. Raises TrackerFailed with what the child says."""
 
     def __init__(self, name: str, config: Any, about: About) -> None:
-        self._closing = float(registry.module("pipelines.watch", name).CLOSING)
+        self._closing = float(registry.module("pipelines.trackers", name).CLOSING)
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.watch._apart"],
+            [sys.executable, "-m", "pipelines.trackers._apart"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -74,7 +74,7 @@ class Apart:
 
 def _serve() -> None:
     """The child: what a library prints goes nowhere, and answers go where stdout was."""
-    from pipelines.watch._watch import sentence
+    from pipelines.trackers._watch import sentence
 
     answers = os.fdopen(os.dup(1), "w")
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -88,7 +88,7 @@ def _serve() -> None:
         raw, wrong = json.loads(line), ""
         try:
             if observer is None:
-                module = registry.module("pipelines.watch", raw["name"])
+                module = registry.module("pipelines.trackers", raw["name"])
                 limit[0], folder = float(module.CLOSING), raw["about"]["folder"]
                 about = About(**{**raw["about"], "folder": None if folder is None else Path(folder)})
                 observer = module.connect(module.Config(**raw["config"]), about)

@@ -12,8 +12,8 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines.watch import About, Event
-from pipelines.watch._gauges import GAUGES, gauges
+from pipelines.trackers import About, Event
+from pipelines.trackers._gauges import GAUGES, gauges
 
 __all__ = ["Config", "connect"]
 

@@ -34,24 +34,28 @@ Kind = Literal[
 
 
 class WatchConfig(BaseModel):
-    """`trackers`: each NAME or NAME:KEY=VALUE,...; a file of `pipelines/watch/` each, with its settings."""
+    """`trackers`: each NAME or NAME:KEY=VALUE,...; a file of `pipelines/trackers/` each, with its settings.
+
+    [default: tensorboard for a run in a folder, none in an object store]
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    trackers: tuple[str, ...] = ("tensorboard",)
+    trackers: tuple[str, ...] | None = None
 
     @field_validator("trackers")
     @classmethod
-    def _known(cls, trackers: tuple[str, ...]) -> tuple[str, ...]:
-        for tracker in trackers:
+    def _known(cls, trackers: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for tracker in trackers or ():
             name, settings = registry.spoken(tracker)
-            registry.configure("pipelines.watch", name, settings)
+            registry.configure("pipelines.trackers", name, settings)
         return trackers
 
-    def chosen(self) -> list[tuple[str, Any]]:
-        """(name, its `Config`) of every tracker."""
-        spoken = [registry.spoken(tracker) for tracker in self.trackers]
-        return [(name, registry.configure("pipelines.watch", name, settings)) for name, settings in spoken]
+    def chosen(self, about: About) -> list[tuple[str, Any]]:
+        """(name, its `Config`) of every tracker that is to be told of a run."""
+        usual = ("tensorboard",) if about.folder is not None else ()
+        spoken = [registry.spoken(tracker) for tracker in (usual if self.trackers is None else self.trackers)]
+        return [(name, registry.configure("pipelines.trackers", name, settings)) for name, settings in spoken]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import TextIO
 
 from pydantic import BaseModel, ConfigDict
 
-from pipelines.watch import About, Event
+from pipelines.trackers import About, Event
 
 __all__ = ["Config", "connect"]
 

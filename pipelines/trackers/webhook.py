@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines.watch import About, Event, TrackerFailed
+from pipelines.trackers import About, Event, TrackerFailed
 
 __all__ = ["CLOSING", "Config", "connect"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipelines.watch import Event
+from pipelines.trackers import Event
 
 __all__ = ["GAUGES", "gauges"]
 

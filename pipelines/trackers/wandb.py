@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from pipelines.watch import About, Event, TrackerFailed
-from pipelines.watch._scalars import scalars
+from pipelines.trackers import About, Event, TrackerFailed
+from pipelines.trackers._scalars import scalars
 
 __all__ = ["APART", "CLOSING", "Config", "connect"]
 

@@ -11,7 +11,7 @@ from queue import Empty, Full, Queue
 from threading import Thread
 from typing import Any
 
-from pipelines.watch import About, Event, Observer, TrackerFailed, WatchConfig
+from pipelines.trackers import About, Event, Observer, TrackerFailed, WatchConfig
 from trainer import registry
 
 __all__ = ["Watch", "open_watch", "sentence"]
@@ -138,11 +138,11 @@ def open_watch(
 ) -> Iterator[Watch]:
     """The trackers that a run file chooses, and `more` as (name, its Config). An error is told to them on its way."""
     watch = Watch(say)
-    for name, chosen in (*config.chosen(), *more):
-        module = registry.module("pipelines.watch", name)
+    for name, chosen in (*config.chosen(about), *more):
+        module = registry.module("pipelines.trackers", name)
         connect: Callable[[], Observer] = partial(module.connect, chosen, about)
         if getattr(module, "APART", False):
-            from pipelines.watch._apart import Apart
+            from pipelines.trackers._apart import Apart
 
             connect = partial(Apart, name, chosen, about)
         watch.add(name, connect, float(getattr(module, "CLOSING", _CLOSING)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipelines.watch import Event
+from pipelines.trackers import Event
 
 __all__ = ["Scalars", "scalars"]
 
