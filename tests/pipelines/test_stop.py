@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -188,6 +189,10 @@ def test_a_run_is_stopped_and_goes_on(finished_run: Path, run_file: Callable[...
     assert "0 to run" in pipelines("run", run_file(**NEVER_RISES), "--run-dir", root).output
     assert hashes(root) == whole
     assert (root / "report.html").read_bytes() != page
+    shutil.rmtree(root / "rounds/001/report")
+    pipelines("run", run_file(**NEVER_RISES), "--run-dir", root)
+    shown = re.findall(r'<th scope="row">(\d+)', (root / "report.html").read_text())
+    assert shown == ["0", "1"], "a page made while later rounds were there"
     rounds = json.loads(pipelines("status", root, "--json").output)["rounds"]
     assert [r["round"] for r in rounds] == [0, 1]
 
