@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +23,8 @@ from pipelines.commands.verify import verify
 if TYPE_CHECKING:
     from miner.artifacts.store import Store
     from pipelines.settings import Settings
+    from pipelines.stop import Stop
+    from pipelines.trackers import About
 
 __all__ = ["main"]
 
@@ -63,53 +68,70 @@ def _run_options(command: Any) -> Any:
 @_run_options
 def plan(run_file: Path | None, **options: Any) -> None:
     """Show what `run` would do, stage by stage: what is reused and why, disk and memory. Starts nothing."""
+    from pipelines.evidence import stop_of
     from pipelines.loop import describe, steps_of
     from pipelines.tables import plan_table
 
     settings, store = _settings(run_file, **options)
-    click.echo(plan_table(steps_of(settings, describe(settings), store)))
+    steps = steps_of(settings, describe(settings), store)
+    click.echo(plan_table(steps))
+    _say_stop(stop_of(settings, steps, store))
 
 
 @main.command()
 @_run_options
-def run(run_file: Path | None, **options: Any) -> None:
+@click.option("--log-json", metavar="PATH|-", help="Append one JSON line per event to a file, or to stderr with -.")
+def run(run_file: Path | None, log_json: str | None, **options: Any) -> None:
     """Do everything that is not done yet.
 
     Resumes by default: after a kill, the same command goes on where it stopped; when all is done it does nothing.
-    Ends with a table of the rounds and a page, PLACE/report.html.
+    A rule of [stop] may end it early. Ends with a table of the rounds, a page, PLACE/report.html, and the best round's
+    checkpoint, PLACE/best.
     """
     from miner.artifacts.pairs import PAIRS, open_pairs
     from pipelines import loop
-    from pipelines.executors import open_executor
+    from pipelines.best import BEST, export_best
+    from pipelines.evidence import stop_of
+    from pipelines.executors import observers_of, open_executor
     from pipelines.jobs import artifact_at
     from pipelines.jobs.report import PAGE
     from pipelines.places import only_writer
     from pipelines.progress import open_progress
     from pipelines.summary import round_views
     from pipelines.tables import summary_table
+    from pipelines.trackers import Event
+    from pipelines.trackers._watch import open_watch
 
     settings, store = _settings(run_file, **options)
-    with only_writer(store) as check:
+    with only_writer(store) as check, ExitStack() as ends:
         progress = open_progress()
-        try:
-            data = loop.describe(settings)
-            loop.prepare(settings, data, store)
-            steps = loop.steps_of(settings, data, store)
-            todo = sum(step.state != "done" for step in steps)
-            progress.say(f"{store.url}: {len(steps) - todo} stages reused, {todo} to run")
-            if todo:
-                executor = open_executor(settings.executor, progress)
-                try:
-                    steps = loop.run(settings, data, store, executor, progress, check)
-                finally:
-                    executor.close()
-        finally:
-            progress.close()
+        ends.callback(progress.close)
+        executors = ends.enter_context(ExitStack())  # closed after the watch, which tells Ray's metrics too
+        watch = ends.enter_context(
+            open_watch(settings.watch, _about(settings, store), progress.say, _log_json(log_json))
+        )
+        data = loop.describe(settings)
+        loop.prepare(settings, data, store)
+        steps = loop.steps_of(settings, data, store)
+        todo = sum(step.state != "done" for step in steps)
+        progress.say(f"{store.url}: {len(steps) - todo} stages reused, {todo} to run")
+        if todo:
+            executor = open_executor(settings.executor, progress)
+            executors.callback(executor.close)
+            for name, connect in observers_of(settings.executor):
+                watch.add(name, connect)
+            watch.tell(Event("run_start", store.url, time.time(), message=f"{todo} stages to run"))
+            steps = loop.run(settings, data, store, executor, progress, check, watch)
         page = artifact_at(store, steps[-1].prefix).read(PAGE)
         check()
         loop.keep(store, PAGE, page)
+        export_best(steps, store, check)
+        stop = stop_of(settings, steps, store)
+        if todo:
+            watch.tell(Event("run_done", store.url, time.time(), message=str(stop or "")))
     click.echo(summary_table(round_views(steps, store, open_pairs(artifact_at(store, PAIRS)))))
-    click.echo(f"\npage: {store.url}/{PAGE}")
+    _say_stop(stop)
+    click.echo(f"\npage: {store.url}/{PAGE}\nbest: {store.url}/{BEST}")
 
 
 @main.command()
@@ -122,6 +144,7 @@ def status(run_dir: str, as_json: bool) -> None:
     """
     from miner.artifacts.pairs import PAIRS, open_pairs
     from pipelines import loop
+    from pipelines.evidence import stop_of
     from pipelines.jobs import artifact_at
     from pipelines.places import place
     from pipelines.summary import round_views
@@ -132,11 +155,13 @@ def status(run_dir: str, as_json: bool) -> None:
     data = loop.saved_data(store) or loop.describe(settings)
     steps = loop.steps_of(settings, data, store)
     views = round_views(steps, store, open_pairs(artifact_at(store, PAIRS)))
+    stop = stop_of(settings, steps, store)
     if as_json:
         stages = [{"stage": s.stage.name, "state": s.state, "why": s.why} for s in steps]
         rounds = [
             {
                 "round": v.round,
+                "best": v.best,
                 "metrics": v.metrics,
                 "hardness": v.hardness,
                 "overlap": v.overlap,
@@ -145,16 +170,41 @@ def status(run_dir: str, as_json: bool) -> None:
             }
             for v in views
         ]
-        json.dump({"stages": stages, "rounds": rounds}, sys.stdout, indent=1)
+        stopped = asdict(stop) if stop is not None else None
+        json.dump({"stages": stages, "rounds": rounds, "stopped": stopped}, sys.stdout, indent=1)
         click.echo()
         return
     click.echo(plan_table(steps))
     if views:
         click.echo("\n" + summary_table(views))
+    _say_stop(stop)
 
 
 for _command in (verify, gc, doctor, submit, schedule):
     main.add_command(_command)
+
+
+def _about(settings: Settings, store: Store) -> About:
+    """What trackers hear of a run before anything happens."""
+    from miner.artifacts.store import LocalStore
+    from pipelines.report.overview import flatten
+    from pipelines.trackers import About
+
+    folder = store.root if isinstance(store, LocalStore) else None
+    return About(store.url, folder, dict(flatten(settings.dump())))
+
+
+def _log_json(path: str | None) -> list[tuple[str, Any]]:
+    from pipelines.trackers.json_lines import Config
+
+    if path is None:
+        return []
+    return [("json_lines", Config(path=path if path == "-" else str(Path(path).resolve())))]
+
+
+def _say_stop(stop: Stop | None) -> None:
+    if stop is not None:
+        click.echo(f"\n{stop}")
 
 
 def _settings(

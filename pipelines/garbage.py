@@ -18,6 +18,7 @@ from pathlib import PurePosixPath
 from miner.artifacts.errors import AnotherWriter, DamagedArtifact
 from miner.artifacts.manifest import MANIFEST, Manifest
 from miner.artifacts.store import LocalStore, Store
+from pipelines.best import BEST
 from pipelines.contents import Contents, place_of
 from pipelines.plan import Step
 from pipelines.removed import record_at, recorded, write_record
@@ -53,7 +54,8 @@ def collect(
     ours = {prefix: m for prefix, m in contents.manifests.items() if (p := place_of(prefix)) and p.prefix == prefix}
     records = {prefix: held for prefix, manifest in ours.items() if (held := recorded(manifest)) is not None}
     whole = {**ours, **records}
-    kept = _kept(whole, records, steps)
+    copied = [contents.manifests[BEST]] if BEST in contents.manifests else []
+    kept = _kept(whole, records, steps, copied)
     by_folder = {step.stage.folder: step for step in steps}
     items = list(_leftovers(contents, by_folder, set(ours)))
     for prefix in _children_first({prefix: m for prefix, m in whole.items() if prefix not in kept}):
@@ -65,8 +67,11 @@ def collect(
     return items
 
 
-def _kept(whole: dict[str, Manifest], records: Collection[str], steps: Sequence[Step]) -> set[str]:
-    """Folders of artifacts and records that stay: what the plan uses or may still use, and their ancestors."""
+def _kept(
+    whole: dict[str, Manifest], records: Collection[str], steps: Sequence[Step], copied: Sequence[Manifest]
+) -> set[str]:
+    """Folders of artifacts and records that stay: what the plan uses or may still use, what the copy of the best
+    checkpoint was made from, and their ancestors."""
     finished = all(step.state == "done" for step in steps)
     by_folder = {step.stage.folder: step for step in steps}
     roots = {record_at(step.prefix) if step.removed else step.prefix for step in steps if step.state == "done"}
@@ -81,6 +86,9 @@ def _kept(whole: dict[str, Manifest], records: Collection[str], steps: Sequence[
         by_fingerprint.setdefault(manifest.fingerprint, []).append(prefix)
     kept: set[str] = set()
     todo = [prefix for prefix in roots if prefix in whole]
+    todo += [
+        prefix for each in copied for fingerprint in _parents(each) for prefix in by_fingerprint.get(fingerprint, [])
+    ]
     while todo:
         prefix = todo.pop()
         if prefix not in kept:

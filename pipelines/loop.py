@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import get_args
 
 from miner.artifacts.errors import BadInput
 from miner.artifacts.manifest import MANIFEST, Draft, Manifest, canonical_json, find_artifact
 from miner.artifacts.pairs import PAIRS, Side, commit_pairs
 from miner.artifacts.store import Store
-from pipelines import log
+from pipelines.evidence import stop_of
 from pipelines.executors import Executor
 from pipelines.jobs import Task, settings_json
 from pipelines.log import LOG
@@ -20,6 +20,9 @@ from pipelines.plan import KEY_DIGITS, Step, plan
 from pipelines.progress import Progress
 from pipelines.settings import Settings
 from pipelines.stages import Data, Stage, declare
+from pipelines.told import Told, round_figures
+from pipelines.trackers import Event
+from pipelines.trackers._watch import Watch
 from trainer.data import Split
 
 __all__ = [
@@ -108,21 +111,42 @@ def saved_settings(store: Store) -> Settings:
     return Settings.parse(raw, f"{store.url}/{SETTINGS}")
 
 
-def present(stages: list[Stage], store: Store) -> dict[str, dict[str, Manifest]]:
-    """Every committed manifest below the stages' folders. Raises DamagedArtifact for one that is broken."""
-    found: dict[str, dict[str, Manifest]] = {}
-    for folder in {stage.folder for stage in stages}:
+def present(
+    stages: list[Stage], store: Store, known: Mapping[str, dict[str, Manifest]] | None = None
+) -> dict[str, dict[str, Manifest]]:
+    """Every committed manifest below the stages' folders, but for folders that are `known`.
+
+    Raises DamagedArtifact for one that is broken.
+    """
+    found = dict(known or {})
+    for folder in {stage.folder for stage in stages} - set(found):
+        found[folder] = {}
         for key in store.names(folder):
             artifact = find_artifact(store, f"{folder}/{key}")
             if artifact is not None:
-                found.setdefault(folder, {})[key] = artifact.manifest
+                found[folder][key] = artifact.manifest
     return found
 
 
-def steps_of(settings: Settings, data: Data, store: Store) -> list[Step]:
-    """The plan as things stand."""
+def steps_of(settings: Settings, data: Data, store: Store, *, lifted: bool = False) -> list[Step]:
+    """The plan as things stand: up to the round after which a rule of [stop] ends the run, or with the rules `lifted`
+    all of it. Raises DamagedArtifact."""
     stages = declare(settings, data)
-    return plan(stages, present(stages, store))
+    found = present(stages, store)
+    return plan(stages, found) if lifted else _steps(settings, data, store, found)[0]
+
+
+def _steps(
+    settings: Settings, data: Data, store: Store, known: dict[str, dict[str, Manifest]]
+) -> tuple[list[Step], dict[str, dict[str, Manifest]]]:
+    """The plan, and the manifests it was made from: those `known`, and what a stopped run has besides (its page)."""
+    steps = plan(declare(settings, data), known)
+    stop = stop_of(settings, steps, store)
+    if stop is None:
+        return steps, known
+    stages = declare(settings, data, stop.round)
+    found = present(stages, store, known)
+    return plan(stages, found), found
 
 
 def run(
@@ -132,20 +156,25 @@ def run(
     executor: Executor,
     progress: Progress,
     check: Callable[[], None] = lambda: None,
+    watch: Watch | None = None,
 ) -> list[Step]:
     """Do everything that is not done. A second call does nothing; a call after a kill finishes the job.
 
     `check` is called before and after every stage and raises when this run must stop (see `places.only_writer`).
+    `watch` is told what happens; rounds that were finished before are told `again`.
     """
+    watch = watch or Watch()
     encoded = settings_json(settings)
     store.sweep("")
-    stages = declare(settings, data)
-    found = present(stages, store)
-    for earlier in plan(stages, found):
+    found = present(declare(settings, data), store)
+    steps, found = _steps(settings, data, store, found)
+    for earlier in steps:
         tidy(earlier, store)
     new: set[str] = set()
+    for round in sorted(_finished(steps)):
+        _tell_round(steps, round, store, watch, again=True)
     while True:
-        steps = plan(stages, found)
+        steps, found = _steps(settings, data, store, found)
         step = next((s for s in steps if s.state in ("missing", "stale")), None)
         if step is None:
             # A worker that was given up as lost may have written its part after others had put theirs together.
@@ -154,9 +183,32 @@ def run(
                     tidy(late, store)
             return steps
         new.add(step.stage.name)
-        made = execute(step, steps, encoded, store, executor, progress, check)
+        already = _finished(steps)
+        try:
+            made = execute(step, steps, encoded, store, executor, progress, check, watch)
+        except Exception as failed:
+            why = (str(failed).splitlines() or [type(failed).__name__])[0]
+            at = step.stage
+            watch.tell(Event("round_failed", store.url, time.time(), at.round, at.label, level="error", message=why))
+            raise
         # Nobody else writes here: what was there is not asked for again, which is hundreds of requests in a bucket.
         found.setdefault(step.stage.folder, {})[made.input_key[:KEY_DIGITS]] = made
+        now = plan([s.stage for s in steps], found)
+        for round in sorted(_finished(now) - already):
+            _tell_round(now, round, store, watch)
+
+
+def _finished(steps: Sequence[Step]) -> set[int]:
+    """Rounds of which everything is done; the page is of all of them."""
+    open_ = {step.stage.round for step in steps if step.state != "done" and step.stage.work != "report"}
+    return {step.stage.round for step in steps} - open_
+
+
+def _tell_round(steps: Sequence[Step], round: int, store: Store, watch: Watch, again: bool = False) -> None:
+    evaluated = next(step.manifest for step in steps if step.stage.name == f"r{round}/evaluate")
+    assert evaluated is not None
+    figures = round_figures(evaluated.meta["metrics"])
+    watch.tell(Event("round_done", store.url, time.time(), round=round, figures=figures, again=again))
 
 
 def tidy(step: Step, store: Store) -> None:
@@ -177,6 +229,7 @@ def execute(
     executor: Executor,
     progress: Progress,
     check: Callable[[], None] = lambda: None,
+    watch: Watch | None = None,
 ) -> Manifest:
     """Do one step whose parents are done, and write its seconds and its epochs' to the log."""
     check()
@@ -185,63 +238,13 @@ def execute(
     parents = tuple((role, where[name].prefix) for role, name in stage.parents)
     draft = Draft(store, step.prefix, stage.kind, dict(step.inputs or {}))
     store.sweep(step.prefix)
-    progress.start(stage.name, stage.parts, stage.unit, step.why)
+    task = Task(stage, draft, parents, encoded)
+    before = task.settings.run.epochs_before(stage.round)
+    told = Told(progress, store, watch or Watch(), stage, step.prefix, executor.gpus_of(stage), before)
+    told.begin(step.why)
     began = time.monotonic()
-    told = _Log(store, stage.name, step.prefix)
-    told("start")
-    made = executor.execute(Task(stage, draft, parents, encoded), _Logged(progress, told))
+    made = executor.execute(task, told)
     seconds = time.monotonic() - began
     check()
-    told("done", seconds=round(seconds, 3))
-    progress.finish(seconds)
+    told.end(seconds)
     return made.manifest
-
-
-@dataclass(frozen=True)
-class _Log:
-    """Appends one line per event of a stage to the run's log."""
-
-    store: Store
-    stage: str
-    prefix: str
-
-    def __call__(self, event: str, **about: Any) -> None:
-        line = {"stage": self.stage, "prefix": self.prefix, "event": event, "time": time.time(), **about}
-        log.append(self.store, line)
-
-    def has_epoch(self, epoch: int) -> bool:
-        """Whether the log has this artifact's line of an epoch."""
-        wanted = (self.prefix, "epoch", epoch)
-        return any((line["prefix"], line.get("event"), line.get("epoch")) == wanted for line in log.lines(self.store))
-
-
-@dataclass(frozen=True)
-class _Logged:
-    """A progress that also writes how long each epoch took."""
-
-    progress: Progress
-    log: _Log
-
-    def start(self, name: str, total: int, unit: str, why: str) -> None:
-        self.progress.start(name, total, unit, why)
-
-    def advance(self, done: int, note: str = "") -> None:
-        self.progress.advance(done, note)
-
-    def epoch(self, line: dict[str, Any]) -> None:
-        # A resumed epoch has its line, unless the process died after the epoch's file and before its line.
-        if not line["resumed"] or not self.log.has_epoch(line["epoch"]):
-            self.log(
-                "epoch",
-                **{key: line[key] for key in ("epoch", "seconds", "waited", "steps", "pairs_per_second", "device")},
-            )
-        self.progress.epoch(line)
-
-    def finish(self, seconds: float, note: str = "") -> None:
-        self.progress.finish(seconds, note)
-
-    def say(self, line: str) -> None:
-        self.progress.say(line)
-
-    def close(self) -> None:
-        self.progress.close()

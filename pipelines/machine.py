@@ -28,7 +28,17 @@ __all__ = ["Check", "look", "worst"]
 _GIB = 2**30
 _PATIENCE = 120.0  # seconds for one import
 _MINING = ("click", "numpy", "pyarrow")
-_LOOP = ("torch", "pydantic", "safetensors", "matplotlib", "pillow", "jinja2", "rich")
+_LOOP = (
+    "torch",
+    "pydantic",
+    "safetensors",
+    "matplotlib",
+    "pillow",
+    "jinja2",
+    "rich",
+    "prometheus_client",
+    "tensorboardX",
+)
 _NVIDIA = Path("/proc/driver/nvidia/version")
 _SHM = Path("/dev/shm")
 _TORCH = """

@@ -73,7 +73,8 @@ class Lines(_TellsEpochs):
         self.say(f"{self._name}: done in {seconds:.1f} s {note}".rstrip())
 
     def say(self, line: str) -> None:
-        print(line, file=self.stream, flush=True)
+        self.stream.write(f"{line}\n")  # one write: trackers may say something at the same moment
+        self.stream.flush()
 
     def close(self) -> None:
         pass

@@ -9,6 +9,8 @@
 [index]     factory, train_sample         (here)
 [mine]      k, shard_anchors, recall      (here)
 [analyze]   rounds, batch_size, batches   (here)
+[stop]      patience, overlap, gpu_hours  (stop.py)
+[watch]     trackers                      (trackers/)
 [executor]  kind, workers, address, ...   (here)
 """
 
@@ -23,6 +25,8 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from miner.artifacts.errors import BadInput
+from pipelines.stop import StopConfig
+from pipelines.trackers import WatchConfig
 from trainer import registry
 
 __all__ = [
@@ -32,6 +36,7 @@ __all__ = [
 
 DEMO = Path(__file__).parent / "demo.toml"
 _NAMED = {"data": "format", "model": "name", "loss": "name"}
+_PLAIN = ("run", "encode", "index", "mine", "analyze", "stop", "watch", "executor")
 _FROM_RUN = ("epochs", "total_epochs", "seed")
 Section = TypeVar("Section", bound=BaseModel)
 
@@ -58,9 +63,11 @@ class RunConfig(BaseModel):
 
     def epochs_of(self, round: int) -> tuple[int, int]:
         """(first epoch, number of epochs) of a round; the first epoch counts from when its model was new."""
-        if round == 0:
-            return 0, self.first_epochs
-        return (0 if self.restart else self.first_epochs + (round - 1) * self.epochs), self.epochs
+        return (0 if self.restart else self.epochs_before(round)), self.epochs if round else self.first_epochs
+
+    def epochs_before(self, round: int) -> int:
+        """Epochs of all the rounds before."""
+        return self.first_epochs + (round - 1) * self.epochs if round else 0
 
     def scheduled_epochs(self, round: int) -> int:
         """Epochs over which the learning rate of a round's model is scheduled."""
@@ -216,6 +223,8 @@ class Settings:
     index: IndexConfig
     mine: MineConfig
     analyze: AnalyzeConfig
+    stop: StopConfig
+    watch: WatchConfig
     executor: ExecutorConfig
 
     @classmethod
@@ -239,7 +248,7 @@ class Settings:
     @classmethod
     def parse(cls, raw: Mapping[str, Any], where: str) -> Settings:
         """Validate the sections of a run file. Raises BadInput."""
-        known = ["run", "data", "model", "loss", "fit", "encode", "index", "mine", "analyze", "executor"]
+        known = [*_NAMED, "fit", *_PLAIN]
         for section, value in raw.items():
             if section not in known:
                 nearest = difflib.get_close_matches(section, known, 1)
@@ -263,10 +272,14 @@ class Settings:
             index=_section(IndexConfig, raw, "index", where),
             mine=_section(MineConfig, raw, "mine", where),
             analyze=_section(AnalyzeConfig, raw, "analyze", where),
+            stop=_section(StopConfig, raw, "stop", where),
+            watch=_section(WatchConfig, raw, "watch", where),
             executor=_section(ExecutorConfig, raw, "executor", where),
         )
         if settings.fit_config(0, where).threads == 0:
             raise BadInput(f"{where}: fit.threads = 0 gives other bytes on other machines; say how many threads.")
+        if settings.stop.overlap is not None and not settings.loss.needs_tables:
+            raise BadInput(f"{where}: stop.overlap compares mined tables, and this loss mines none; leave it out.")
         return settings
 
     @property
@@ -290,7 +303,7 @@ class Settings:
     def dump(self) -> dict[str, Any]:
         """The settings as plain sections that `parse` reads back, defaults written out."""
         sections: dict[str, Any] = {"fit": dict(self.fit)}
-        for section in ("run", "encode", "index", "mine", "analyze", "executor"):
+        for section in _PLAIN:
             sections[section] = getattr(self, section).model_dump(mode="json")
         for section, key in _NAMED.items():
             config = getattr(self, section)

@@ -17,12 +17,12 @@ from miner.artifacts.errors import BadInput
 from miner.artifacts.pairs import Direction, Side, sides
 from pipelines.settings import Settings
 
-__all__ = ["Data", "Stage", "Work", "declare"]
+__all__ = ["SHAPES_NOTHING", "Data", "Stage", "Work", "declare"]
 
 Work = Literal["encode", "index", "tune", "mine", "fit", "evaluate", "analyze", "report"]
 # Raised when what a stage writes for the same inputs changes: artifacts of older code are then not reused.
 _REVISION: Mapping[str, int] = {
-    "encode": 1, "index": 1, "tune": 1, "mine": 1, "fit": 3, "evaluate": 1, "analyze": 1, "report": 1,
+    "encode": 1, "index": 1, "tune": 1, "mine": 1, "fit": 3, "evaluate": 1, "analyze": 1, "report": 2,
 }  # fmt: skip
 _LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "encode": ("torch",),
@@ -34,6 +34,7 @@ _LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "analyze": ("torch",),
     "report": (),
 }
+SHAPES_NOTHING = ("executor", "stop", "watch")  # sections of a run file that no artifact depends on
 _RUNS_MODEL = ("encode", "mine", "fit", "evaluate", "analyze")
 
 
@@ -93,8 +94,12 @@ class Stage:
         }
 
 
-def declare(settings: Settings, data: Data) -> list[Stage]:
-    """All stages of a run, parents before children. Raises BadInput for a k that no gallery can fill."""
+def declare(settings: Settings, data: Data, last: int | None = None) -> list[Stage]:
+    """All stages of a run, parents before children; of one that is stopped, up to its `last` round.
+
+    Raises BadInput for a k that no gallery can fill.
+    """
+    last = settings.run.rounds if last is None else last
     smallest = min(data.num_images, data.num_texts)
     if settings.loss.needs_tables and settings.mine.k > smallest:
         raise BadInput(
@@ -116,7 +121,7 @@ def declare(settings: Settings, data: Data) -> list[Stage]:
             "model's own score picks the negatives among the candidates; search for several times k."
         )
     stages: list[Stage] = []
-    for round in range(settings.run.rounds + 1):
+    for round in range(last + 1):
         tables: tuple[tuple[str, str], ...] = ()
         if round > 0 and settings.loss.needs_tables:
             stages += _mining(settings, data, round)
@@ -130,13 +135,12 @@ def declare(settings: Settings, data: Data) -> list[Stage]:
         stages.append(
             Stage(round, "evaluate", "", "metrics", (parent,), {"data": dict(data.fingerprints)}, memory=2**29)
         )
-        if settings.analyze.rounds == "all" or (settings.analyze.rounds == "last" and round == settings.run.rounds):
+        if settings.analyze.rounds == "all" or (settings.analyze.rounds == "last" and round == last):
             look = {key: parameters[key] for key in ("data", "loss")} | settings.analyze.model_dump(exclude={"rounds"})
             # A small set is counted in one smaller batch.
             look["batch_size"] = min(look["batch_size"] or settings.fit_config(round).batch_size, data.num_images)
             stages.append(Stage(round, "analyze", "", "counts", (parent, *tables), look, memory=2**29))
-    last = settings.run.rounds
-    sections = {name: section for name, section in settings.dump().items() if name != "executor"}
+    sections = {name: section for name, section in settings.dump().items() if name not in SHAPES_NOTHING}
     look = {"data": data.fingerprints["train"], "settings": sections}
     shown = tuple((s.name, s.name) for s in stages if s.work in ("mine", "evaluate"))
     stages.append(Stage(last, "report", "", "report", shown, look, disk=4 * 2**20, memory=2**28))

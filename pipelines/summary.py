@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast, get_args
 
 import numpy as np
@@ -16,12 +17,13 @@ from pipelines.jobs.analyze import counted
 from pipelines.log import lines
 from pipelines.plan import Step
 from pipelines.report import RoundView
+from pipelines.stop import best_of
 
 __all__ = ["overlap", "round_views", "seconds_by_prefix"]
 
 
 def round_views(steps: Sequence[Step], store: Store, pairs: Pairs) -> list[RoundView]:
-    """One view per round whose evaluation is done. Raises DamagedArtifact."""
+    """One view per round whose evaluation is done, the best of them marked. Raises DamagedArtifact."""
     seconds = seconds_by_prefix(store)
     views: list[RoundView] = []
     done = {step.stage.name: step for step in steps if step.manifest is not None}
@@ -52,7 +54,8 @@ def round_views(steps: Sequence[Step], store: Store, pairs: Pairs) -> list[Round
                 contributing=counted(Artifact(store, looked.prefix, cast(Any, looked.manifest))) if looked else {},
             )
         )
-    return views
+    best = best_of([view.metrics["dev"]["rsum"] for view in views])
+    return [replace(view, best=index == best) for index, view in enumerate(views)]
 
 
 def hardness(table: NegativeTable) -> float:

@@ -43,7 +43,7 @@ def plan_table(steps: Sequence[Step]) -> str:
 
 
 def summary_table(views: Sequence[RoundView]) -> str:
-    """Per round: rsum and R@1 of dev and test, hardness and overlap of the mined negatives, seconds per stage.
+    """Per round, the best marked: rsum and R@1 of dev and test, hardness and overlap of the tables, seconds per stage.
 
     Where contributions were counted, also negatives per query that contribute to the loss, in the batch + offline.
     """
@@ -55,7 +55,7 @@ def summary_table(views: Sequence[RoundView]) -> str:
     head += ["contributing i2t", "t2i"] if counted else []
     rows = [head]
     for view in views:
-        row = [str(view.round)]
+        row = [("best " if view.best else "") + str(view.round)]
         for split in ("dev", "test"):
             found = view.metrics[split]
             row += [f"{found[key]:.1f}" for key in ("rsum", "i2t_r1", "t2i_r1")]

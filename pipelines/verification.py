@@ -16,9 +16,11 @@ from miner.artifacts.manifest import MANIFEST, FileRecord, Manifest
 from miner.artifacts.pairs import PAIRS
 from miner.artifacts.records import whole_copy
 from miner.artifacts.store import LocalStore, Store
+from pipelines.best import BEST
 from pipelines.contents import Contents, Place, look, place_of
 from pipelines.plan import KEY_DIGITS
 from pipelines.removed import RECORD, recorded
+from pipelines.trackers import FOLDER
 
 __all__ = ["Finding", "Meter", "Report", "verify"]
 
@@ -168,7 +170,7 @@ def _unlisted(contents: Contents) -> Iterator[Finding]:
     """One finding per folder: files that are no manifest's, none of which harms anybody."""
     groups: dict[tuple[str, bool], list[str]] = {}
     for name in contents.unlisted():
-        own = name in _OWN or name.startswith("lease/")
+        own = name in _OWN or name.startswith(("lease/", f"{FOLDER}/"))
         if not own and not any(name.startswith(f"{prefix}/") for prefix in contents.broken):
             scratch = PurePosixPath(name).name.startswith(".tmp-")
             place = place_of(name)
@@ -177,6 +179,8 @@ def _unlisted(contents: Contents) -> Iterator[Finding]:
         place = place_of(where)
         if scratch:
             yield Finding(where, f"{_few(names)}: left by a writer that was killed", _CLEAN, damage=False)
+        elif where.startswith(f"{BEST}/"):
+            yield Finding(where, "a copy of the best checkpoint that was killed", f"{_AGAIN}, which copies it", False)
         elif place is None:
             yield Finding(where, "no run wrote this, or its manifest is gone", "delete it if nobody needs it", False)
         elif where in contents.manifests:

@@ -84,7 +84,10 @@ def _items(store: Store, keep_rounds: int | None, keep_embeddings: bool) -> list
     settings, data = loop.saved_settings(store), loop.saved_data(store)
     assert data is not None
     # First the plan, whose manifests are all there in what is looked at afterwards.
-    steps = loop.steps_of(settings, data, store)
+    # A rule of [stop] may be lifted again, so all rounds count; and beside them the page of a run that is stopped.
+    steps = loop.steps_of(settings, data, store, lifted=True)
+    folders = {step.stage.folder for step in steps}
+    steps += [step for step in loop.steps_of(settings, data, store) if step.stage.folder not in folders]
     return garbage.collect(look(store), steps, keep_rounds, keep_embeddings)
 
 

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
 from typing import Protocol
 
 from miner.artifacts.manifest import Artifact
 from pipelines.jobs import Task
 from pipelines.progress import Progress
 from pipelines.settings import ExecutorConfig
+from pipelines.stages import Stage
+from pipelines.trackers import Observer
 
-__all__ = ["Executor", "open_executor"]
+__all__ = ["Executor", "observers_of", "open_executor"]
 
 
 class Executor(Protocol):
     @property
     def parallel(self) -> int:
         """How many fits of one thread may be executed at once, from as many threads of the caller."""
+        ...
+
+    def gpus_of(self, stage: Stage) -> int:
+        """How many GPUs work on a stage at once; 1 where there is none, for the machine itself."""
         ...
 
     def execute(self, task: Task, progress: Progress) -> Artifact:
@@ -37,6 +44,15 @@ def open_executor(config: ExecutorConfig, progress: Progress, *, many: bool = Fa
     from pipelines.executors.ray import RayExecutor
 
     return RayExecutor(config, progress, many=many)
+
+
+def observers_of(config: ExecutorConfig) -> list[tuple[str, Callable[[], Observer]]]:
+    """Who is told of a run because of where it runs, by name; asked once the executor is open."""
+    if config.kind == "inline":
+        return []
+    from pipelines.executors.ray_metrics import RayMetrics
+
+    return [("ray metrics", RayMetrics)]
 
 
 def _environment(config: ExecutorConfig) -> None:

@@ -6,12 +6,16 @@ from miner.artifacts.manifest import Artifact
 from pipelines.jobs import Task, job_of
 from pipelines.jobs.fit import FitJob
 from pipelines.progress import Progress
+from pipelines.stages import Stage
 
 __all__ = ["InlineExecutor"]
 
 
 class InlineExecutor:
     parallel = 1
+
+    def gpus_of(self, stage: Stage) -> int:
+        return 1
 
     def execute(self, task: Task, progress: Progress) -> Artifact:
         job = job_of(task)

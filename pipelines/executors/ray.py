@@ -26,6 +26,7 @@ from pipelines.jobs import Task, artifact_at, job_of
 from pipelines.jobs.fit import FitJob
 from pipelines.progress import Progress
 from pipelines.settings import ActorConfig, ExecutorConfig
+from pipelines.stages import Stage
 
 __all__ = ["RayExecutor"]
 
@@ -63,6 +64,9 @@ class RayExecutor:
         gpus = _resource("GPU")
         self.parallel = max(int(gpus), 1) if gpus else self.workers
         self._pool: tuple[tuple[int, str], Pool] | None = None
+
+    def gpus_of(self, stage: Stage) -> int:
+        return min(max(int(_resource("GPU")), 1), stage.parts) if stage.unit == "shard" else 1
 
     def execute(self, task: Task, progress: Progress) -> Artifact:
         try:

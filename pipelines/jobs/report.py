@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from miner.artifacts.manifest import Artifact, FileRecord
 from pipelines.jobs import Task
+from pipelines.stages import SHAPES_NOTHING
 
 __all__ = ["PAGE", "ReportJob"]
 
@@ -26,9 +27,10 @@ class ReportJob:
         dataset = self.task.dataset("train")
         data = saved_data(store)
         assert data is not None
-        views = round_views(steps_of(settings, data, store), store, dataset.pairs)
-        page = render(
-            dataset, views, title=f"quintain: {dataset.name}", settings=settings.dump(), seed=settings.run.seed
-        )
+        # Rounds past this one may be there, from before a rule of [stop]; their figures are not on this page.
+        steps = [s for s in steps_of(settings, data, store, lifted=True) if s.stage.round <= self.task.stage.round]
+        views = round_views(steps, store, dataset.pairs)
+        shown = {name: section for name, section in settings.dump().items() if name not in SHAPES_NOTHING}
+        page = render(dataset, views, title=f"quintain: {dataset.name}", settings=shown, seed=settings.run.seed)
         record = self.task.draft.add(PAGE, page.encode())
         return self.task.draft.commit({PAGE: record}, {})

@@ -39,6 +39,7 @@ class RoundView:
     a round without mining; `hardness` (mean over the table, a difference of similarities) and `overlap` (share of
     the previous round's negatives found again, 0 to 1) likewise. `seconds`: stage -> wall clock. `contributing`, if it
     was asked for ([analyze]): negatives per query that contribute to the loss, see `pipelines.jobs.analyze.counted`.
+    `best`: no round has a higher dev rsum.
     """
 
     round: int
@@ -48,6 +49,7 @@ class RoundView:
     overlap: dict[Direction, float]
     seconds: dict[str, float]
     contributing: dict[str, float] = field(default_factory=dict)
+    best: bool = False
 
 
 def render(

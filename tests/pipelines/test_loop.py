@@ -121,7 +121,9 @@ def test_damage_is_said_and_not_used(finished: tuple[Path, Path], victim: str, t
     copy = tmp_path / "run"
     _copy(root, copy)
     path = (
-        sorted(copy.rglob(victim))[0] if victim != "manifest.json" else sorted(copy.rglob("mine-*/*/manifest.json"))[0]
+        sorted((copy / "rounds").rglob(victim))[0]
+        if victim != "manifest.json"
+        else sorted(copy.rglob("mine-*/*/manifest.json"))[0]
     )
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 4

@@ -78,7 +78,7 @@ def test_every_file_is_that_of_a_folder(finished: str, local: dict[str, str], ru
     for name in ("settings.json", *(str(path.relative_to(root)) for path in (root / "pairs").iterdir())):
         assert found[name] == (root / name).read_bytes()
     beside = {name.partition("/")[0] for name in found}
-    assert beside == {"lease", "log.jsonl", "pairs", "report.html", "rounds", "settings.json"}
+    assert beside == {"best", "lease", "log.jsonl", "pairs", "report.html", "rounds", "settings.json"}
     (page,) = (data for name, data in found.items() if name.startswith("rounds/") and name.endswith("/report.html"))
     assert found["report.html"] == page
     stores = (open_store(finished), open_store(str(root)))

@@ -1,0 +1,66 @@
+"""The best round's checkpoint under a name that stays: `best/` in the run's place.
+
+It is a copy, an artifact of its own with the same files, so that `trainer evaluate --checkpoint RUN/best` takes it.
+When another round becomes the best it is replaced, the manifest first: at no moment do old and new files pass for one
+model.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+
+from miner.artifacts.errors import DamagedArtifact
+from miner.artifacts.manifest import MANIFEST, Artifact, Draft, find_artifact
+from miner.artifacts.store import Store
+from pipelines.evidence import dev_rsums
+from pipelines.plan import Step
+from pipelines.stop import best_of
+
+__all__ = ["BEST", "export_best"]
+
+BEST = "best"
+
+
+def export_best(steps: Sequence[Step], store: Store, check: Callable[[], None] = lambda: None) -> Artifact | None:
+    """Copy the best round's checkpoint to `best/`, unless it is there. None while no round is evaluated.
+
+    A kill leaves a folder without a manifest, and the next call begins again. Raises DamagedArtifact when the
+    checkpoint is not what was committed.
+    """
+    best = best_of(dev_rsums(steps))
+    if best is None:
+        return None
+    step = next(step for step in steps if step.stage.name == f"r{best}/fit")
+    assert step.manifest is not None
+    source = Artifact(store, step.prefix, step.manifest)
+    parents = {"checkpoint": source.manifest.fingerprint}
+    draft = Draft(store, BEST, source.manifest.kind, {"parents": parents, "round": best})
+    held = _held(store)
+    if held is not None and held.manifest.inputs == draft.inputs:
+        return held
+    check()
+    store.remove(f"{BEST}/{MANIFEST}")
+    store.remove(BEST)
+    files = {}
+    for name, record in source.manifest.files.items():
+        copy = draft.scratch()
+        try:
+            shutil.copyfile(source.path(name), copy)
+            files[name] = draft.adopt(name, copy, record.rows)
+        finally:
+            copy.unlink(missing_ok=True)
+        if files[name] != record:
+            raise DamagedArtifact(
+                f"{source.where}/{name}: changed while it was copied; look after the disk, run again."
+            )
+    check()
+    return draft.commit(files, source.manifest.meta)
+
+
+def _held(store: Store) -> Artifact | None:
+    """What is there now; a copy whose manifest is broken is as good as none."""
+    try:
+        return find_artifact(store, BEST)
+    except DamagedArtifact:
+        return None

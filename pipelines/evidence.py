@@ -1,0 +1,72 @@
+"""What the rules of [stop] and the mark of the best round are decided from: metrics, tables, and the run's log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import get_args
+
+from miner.artifacts.negatives import NegativeTable
+from miner.artifacts.pairs import PAIRS, Direction, open_pairs
+from miner.artifacts.store import Store
+from pipelines.jobs import artifact_at
+from pipelines.log import lines
+from pipelines.plan import Step
+from pipelines.settings import Settings
+from pipelines.stop import Stop, decide
+from pipelines.summary import overlap
+
+__all__ = ["dev_rsums", "gpu_hours", "stop_of"]
+
+
+def dev_rsums(steps: Sequence[Step]) -> list[float]:
+    """Dev rsum, in percent points, of the rounds that are evaluated: from round 0 up to the first that is not."""
+    evaluated = {step.stage.round: step.manifest for step in steps if step.stage.work == "evaluate"}
+    rsums: list[float] = []
+    while (manifest := evaluated.get(len(rsums))) is not None:
+        rsums.append(float(manifest.meta["metrics"]["dev"]["rsum"]))
+    return rsums
+
+
+def gpu_hours(store: Store) -> float:
+    """Hours of stages times GPUs at work, of every attempt in the run's log; of a killed one its finished epochs."""
+    spent = 0.0
+    attempts: dict[str, float] = {}  # artifact -> GPU-seconds of the attempt at it that has not ended
+    for line in lines(store):
+        prefix, event, gpus = line["prefix"], line.get("event"), float(line.get("gpus", 1))
+        if event == "start":
+            spent += attempts.pop(prefix, 0.0)
+        elif event == "epoch":
+            attempts[prefix] = attempts.get(prefix, 0.0) + gpus * float(line["seconds"])
+        elif event == "done":
+            attempts.pop(prefix, None)  # its epochs are part of the whole
+            spent += gpus * float(line["seconds"])
+    return (spent + sum(attempts.values())) / 3600
+
+
+def stop_of(settings: Settings, steps: Sequence[Step], store: Store) -> Stop | None:
+    """Which rule of [stop] ends the run, the same for all steps and for those that are left up to that round.
+
+    Raises DamagedArtifact for a table whose bytes changed.
+    """
+    done = {step.stage.name: step for step in steps if step.manifest is not None}
+    fitted = -1
+    while f"r{fitted + 1}/fit" in done:
+        fitted += 1
+
+    def least_overlap(round: int) -> float | None:
+        shares = []
+        for direction in get_args(Direction):
+            earlier, later = (done.get(f"r{each}/mine-{direction}") for each in (round - 1, round))
+            if earlier is not None and later is not None:
+                shares.append(_overlap(store, earlier.prefix, later.prefix))
+        return min(shares, default=None)
+
+    return decide(settings.stop, settings.run.rounds, dev_rsums(steps), least_overlap, fitted, lambda: gpu_hours(store))
+
+
+@lru_cache(maxsize=256)
+def _overlap(store: Store, earlier: str, later: str) -> float:
+    """A folder's name is the hash of what its table was made from, so an answer stays right."""
+    pairs = open_pairs(artifact_at(store, PAIRS))
+    return overlap(*(NegativeTable.open(artifact_at(store, prefix), pairs) for prefix in (earlier, later)))

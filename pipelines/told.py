@@ -1,0 +1,99 @@
+"""What happens in one stage, told from one place: to the person who waits, to the run's log, and to the watch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from miner.artifacts.store import Store
+from pipelines import log
+from pipelines.progress import Progress
+from pipelines.stages import Stage
+from pipelines.trackers import Event
+from pipelines.trackers._watch import Watch
+
+__all__ = ["Told", "round_figures"]
+
+_OF_EPOCH = ("loss", "lr", "hardness", "offline_hardness", "mean_negative", "wrong_share", "std", "pairs_per_second")
+
+
+@dataclass(frozen=True)
+class Told:
+    """A progress that also writes the log, with how many GPUs are at work, and tells the watch."""
+
+    progress: Progress
+    store: Store
+    watch: Watch
+    stage: Stage
+    prefix: str
+    gpus: int
+    before: int = 0  # epochs of the rounds before
+
+    def begin(self, why: str) -> None:
+        """The stage begins."""
+        self.progress.start(self.stage.name, self.stage.parts, self.stage.unit, why)
+        self._log("start")
+        self._tell("stage_start", message=why)
+
+    def end(self, seconds: float) -> None:
+        """Its artifact is committed."""
+        self._log("done", seconds=round(seconds, 3))
+        self._tell("stage_done", seconds=seconds)
+        self.progress.finish(seconds)
+
+    def start(self, name: str, total: int, unit: str, why: str) -> None:
+        self.progress.start(name, total, unit, why)
+
+    def advance(self, done: int, note: str = "") -> None:
+        self._tell("shard_done", shard=done)
+        self.progress.advance(done, note)
+
+    def epoch(self, line: dict[str, Any]) -> None:
+        # A resumed epoch has its line, unless the process died after the epoch's file and before its line.
+        if not line["resumed"] or not self._has_epoch(line["epoch"]):
+            self._log(
+                "epoch",
+                **{key: line[key] for key in ("epoch", "seconds", "waited", "steps", "pairs_per_second", "device")},
+            )
+            self._tell(
+                "epoch",
+                step=self.before + line["epoch_in_round"],
+                seconds=line["seconds"],
+                level="warning" if line["warning"] else "info",
+                message=line["warning"] or "",
+                figures=_epoch_figures(line),
+            )
+        self.progress.epoch(line)
+
+    def finish(self, seconds: float, note: str = "") -> None:
+        self.progress.finish(seconds, note)
+
+    def say(self, line: str) -> None:
+        self.progress.say(line)
+
+    def close(self) -> None:
+        self.progress.close()
+
+    def _log(self, event: str, **about: Any) -> None:
+        line = {"stage": self.stage.name, "prefix": self.prefix, "event": event, "time": time.time()}
+        log.append(self.store, {**line, "gpus": self.gpus, **about})
+
+    def _has_epoch(self, epoch: int) -> bool:
+        """Whether the log has this artifact's line of an epoch."""
+        wanted = (self.prefix, "epoch", epoch)
+        return any((line["prefix"], line.get("event"), line.get("epoch")) == wanted for line in log.lines(self.store))
+
+    def _tell(self, kind: Any, **about: Any) -> None:
+        self.watch.tell(Event(kind, self.store.url, time.time(), self.stage.round, self.stage.label, **about))
+
+
+def _epoch_figures(line: Mapping[str, Any]) -> dict[str, float]:
+    figures = {name: line[name] for name in _OF_EPOCH if line.get(name) is not None}
+    return figures | {f"parts/{name}": value for name, value in {**line["parts"], **line["figures"]}.items()}
+
+
+def round_figures(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """{split: {metric: figure}} as {"split/metric": figure}."""
+    return {f"{split}/{name}": float(value) for split, found in metrics.items() for name, value in found.items()}
