@@ -30,13 +30,13 @@ from miner.artifacts.errors import BadInput
 from miner.artifacts.pairs import Direction, Pairs, Within, sides
 from miner.judged import Judged
 
-__all__ = ["VERDICTS", "Verdicts", "judged", "read_verdicts"]
+__all__ = ["DIRECTIONS", "NOTHING", "VERDICTS", "Verdicts", "judged", "lines", "read_verdicts"]
 
 Rows = npt.NDArray[np.int64]
 
 VERDICTS = ("false_negative", "fine", "too_easy")
-_NONE = "none"
-_DIRECTIONS = ("i2t", "t2i", "i2i", "t2t")
+NOTHING = "none"
+DIRECTIONS = ("i2t", "t2i", "i2i", "t2t")
 _OPPOSITE = {"i2t": "t2i", "t2i": "i2t"}
 _NAMES = ("direction", "anchor_id", "negative_id", "verdict")
 
@@ -67,13 +67,13 @@ def read_verdicts(path: Path, pairs: Pairs, direction: Direction | Within) -> Ve
     """
     columns = lines(path)
     said = np.array(columns["direction"])
-    verdict = np.array([(*VERDICTS, _NONE).index(each) for each in columns["verdict"]], dtype=np.int8)
+    verdict = np.array([(*VERDICTS, NOTHING).index(each) for each in columns["verdict"]], dtype=np.int8)
     opposite = _OPPOSITE.get(direction)
     own, known_own = _rows(columns, said == direction, pairs, direction)
     other, known_other = _rows(columns, said == opposite, pairs, direction, turned=True)
     elsewhere = [
         _rows(columns, said == each, pairs, each)[1]  # type: ignore[arg-type]  # one of the four
-        for each in _DIRECTIONS
+        for each in DIRECTIONS
         if each not in (direction, opposite)
     ]
     known = np.logical_or.reduce([known_own, known_other, *elsewhere])
@@ -115,7 +115,7 @@ def lines(path: Path) -> dict[str, list[str]]:
     }
     if not found["verdict"]:
         raise BadInput(f"{path}: no verdict is in it; mark some negatives, or leave the file out.")
-    for name, allowed in (("direction", _DIRECTIONS), ("verdict", (*VERDICTS, _NONE))):
+    for name, allowed in (("direction", DIRECTIONS), ("verdict", (*VERDICTS, NOTHING))):
         wrong = next((at for at, value in enumerate(found[name]) if value not in allowed), None)
         if wrong is not None:
             raise BadInput(

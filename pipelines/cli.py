@@ -13,7 +13,9 @@ from miner import __version__
 from miner.artifacts.command import CommandGroup
 from pipelines.commands.doctor import doctor
 from pipelines.commands.gc import gc
+from pipelines.commands.report import report
 from pipelines.commands.schedule import schedule
+from pipelines.commands.serve import serve
 from pipelines.commands.submit import submit
 from pipelines.commands.verify import verify
 
@@ -31,6 +33,7 @@ Examples:
   pipelines run run.toml --executor inline      no cluster: everything in this process
   pipelines run run.toml --address 10.0.0.1:6379
   pipelines status runs/demo
+  pipelines serve runs/demo                     the page, saving verdicts on negatives
   pipelines run run.toml --run-dir s3://bucket/runs/nightly
   pipelines submit run.toml --run-dir /shared/run --address http://127.0.0.1:8265
   pipelines schedule slurm run.toml --run-dir /shared/run --at "0 2 * * *"
@@ -82,9 +85,9 @@ def run(run_file: Path | None, **options: Any) -> None:
     from pipelines import loop
     from pipelines.executors import open_executor
     from pipelines.jobs import artifact_at
-    from pipelines.jobs.report import PAGE
     from pipelines.places import only_writer
     from pipelines.progress import open_progress
+    from pipelines.report import PAGE
     from pipelines.summary import round_views
     from pipelines.tables import summary_table
 
@@ -153,7 +156,7 @@ def status(run_dir: str, as_json: bool) -> None:
         click.echo("\n" + summary_table(views))
 
 
-for _command in (verify, gc, doctor, submit, schedule):
+for _command in (report, serve, verify, gc, doctor, submit, schedule):
     main.add_command(_command)
 
 

@@ -22,7 +22,7 @@ __all__ = ["Data", "Stage", "Work", "declare"]
 Work = Literal["encode", "index", "tune", "mine", "fit", "evaluate", "analyze", "report"]
 # Raised when what a stage writes for the same inputs changes: artifacts of older code are then not reused.
 _REVISION: Mapping[str, int] = {
-    "encode": 1, "index": 1, "tune": 1, "mine": 1, "fit": 3, "evaluate": 1, "analyze": 1, "report": 1,
+    "encode": 1, "index": 1, "tune": 1, "mine": 1, "fit": 3, "evaluate": 1, "analyze": 1, "report": 2,
 }  # fmt: skip
 _LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "encode": ("torch",),
@@ -139,7 +139,7 @@ def declare(settings: Settings, data: Data) -> list[Stage]:
     sections = {name: section for name, section in settings.dump().items() if name != "executor"}
     look = {"data": data.fingerprints["train"], "settings": sections}
     shown = tuple((s.name, s.name) for s in stages if s.work in ("mine", "evaluate"))
-    stages.append(Stage(last, "report", "", "report", shown, look, disk=4 * 2**20, memory=2**28))
+    stages.append(Stage(last, "report", "", "report", shown, look, disk=2**24, memory=2**29))
     used = getattr(settings.model, "libraries", ())
     return [replace(stage, libraries=used) if stage.work in _RUNS_MODEL else stage for stage in stages]
 

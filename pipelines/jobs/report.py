@@ -5,9 +5,7 @@ from __future__ import annotations
 from miner.artifacts.manifest import Artifact, FileRecord
 from pipelines.jobs import Task
 
-__all__ = ["PAGE", "ReportJob"]
-
-PAGE = "report.html"
+__all__ = ["ReportJob"]
 
 
 class ReportJob:
@@ -19,16 +17,13 @@ class ReportJob:
 
     def finish(self) -> Artifact:
         from pipelines.loop import saved_data, steps_of
-        from pipelines.report import render
-        from pipelines.summary import round_views
+        from pipelines.report import PAGE, render
+        from pipelines.report.of_run import run_view
 
         settings, store = self.task.settings, self.task.draft.store
         dataset = self.task.dataset("train")
         data = saved_data(store)
         assert data is not None
-        views = round_views(steps_of(settings, data, store), store, dataset.pairs)
-        page = render(
-            dataset, views, title=f"quintain: {dataset.name}", settings=settings.dump(), seed=settings.run.seed
-        )
-        record = self.task.draft.add(PAGE, page.encode())
+        page = render(run_view(store, settings, steps_of(settings, data, store), dataset))
+        record = self.task.draft.add(PAGE, page.encode("utf-8", "replace"))
         return self.task.draft.commit({PAGE: record}, {})
