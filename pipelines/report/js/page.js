@@ -202,7 +202,10 @@ function themes(charts) {
 }
 
 start().then(
-  () => { document.documentElement.dataset.ready = "yes"; },
+  () => {
+    performance.mark("ready");
+    document.documentElement.dataset.ready = "yes";
+  },
   (error) => {
     byId("nothing").hidden = false;
     byId("nothing").textContent = `This page could not be drawn: ${error.message}`;
