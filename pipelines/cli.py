@@ -16,7 +16,9 @@ from miner import __version__
 from miner.artifacts.command import CommandGroup
 from pipelines.commands.doctor import doctor
 from pipelines.commands.gc import gc
+from pipelines.commands.report import report
 from pipelines.commands.schedule import schedule
+from pipelines.commands.serve import serve
 from pipelines.commands.submit import submit
 from pipelines.commands.verify import verify
 
@@ -36,6 +38,7 @@ Examples:
   pipelines run run.toml --executor inline      no cluster: everything in this process
   pipelines run run.toml --address 10.0.0.1:6379
   pipelines status runs/demo
+  pipelines serve runs/demo                     the page, saving verdicts on negatives
   pipelines run run.toml --run-dir s3://bucket/runs/nightly
   pipelines submit run.toml --run-dir /shared/run --address http://127.0.0.1:8265
   pipelines schedule slurm run.toml --run-dir /shared/run --at "0 2 * * *"
@@ -94,9 +97,9 @@ def run(run_file: Path | None, log_json: str | None, **options: Any) -> None:
     from pipelines.evidence import stop_of
     from pipelines.executors import observers_of, open_executor
     from pipelines.jobs import artifact_at
-    from pipelines.jobs.report import PAGE
     from pipelines.places import only_writer
     from pipelines.progress import open_progress
+    from pipelines.report import PAGE
     from pipelines.summary import round_views
     from pipelines.tables import summary_table
     from pipelines.trackers import Event
@@ -180,7 +183,7 @@ def status(run_dir: str, as_json: bool) -> None:
     _say_stop(stop)
 
 
-for _command in (verify, gc, doctor, submit, schedule):
+for _command in (report, serve, verify, gc, doctor, submit, schedule):
     main.add_command(_command)
 
 

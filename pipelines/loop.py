@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import get_args
 
 from miner.artifacts.errors import BadInput
@@ -79,11 +81,27 @@ def keep(store: Store, name: str, data: bytes) -> None:
     store.write(name, data)
 
 
+def keep_verdicts(settings: Settings, store: Store) -> None:
+    """Copy the verdicts that the settings name into the run, for workers anywhere. Raises BadInput if they changed."""
+    name = settings.mine.kept_verdicts
+    if not name or store.exists(name):
+        return
+    try:
+        found = Path(settings.mine.verdicts).read_bytes()
+    except OSError as gone:
+        raise BadInput(f"{settings.mine.verdicts}: cannot be read ({gone.strerror}); run again.") from gone
+    if hashlib.sha256(found).hexdigest() != settings.mine.verdicts_sha256:
+        raise BadInput(f"{settings.mine.verdicts}: changed since it was read a moment ago; run again.")
+    store.write(name, found)
+
+
 def prepare_data(settings: Settings, data: Data, store: Store) -> None:
     """Write down which data this folder is for. Raises BadInput if it is another data set's."""
     from trainer.data import load
 
     saved = saved_data(store)
+    if saved is None or saved == data:
+        keep_verdicts(settings, store)
     if saved is None:
         about = {key: value for key, value in asdict(data).items() if key not in ("weights", "elements")}
         commit_pairs(Draft(store, PAIRS, PAIRS, about), load(settings.data, "train").pairs, {})

@@ -121,6 +121,10 @@ class MineConfig(BaseModel):
     For a cross-attention model, `num_candidates` [default: 4 k, and 200 at least] are searched with its pooled vectors
     and ranked by its own score; for `recall_sample` anchors [default: 100] everything is scored, to tell what that
     search missed. The table holds that figure, so another sample is another table.
+
+    `verdicts` is a file of what people said of negatives (`pipelines serve` writes one): from round `verdicts_from` on,
+    what they called false or too easy is dropped, before all rules. The run keeps a copy, so that a file that grows
+    meanwhile changes nothing before the next `pipelines run`. `verdicts_sha256` is filled in when a run file is read.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -131,6 +135,9 @@ class MineConfig(BaseModel):
     recall: float = Field(default=0.95, gt=0, lt=1)
     recall_sample: int | None = Field(default=None, ge=1)
     rules: tuple[str, ...] = ()
+    verdicts: str = ""
+    verdicts_from: int = Field(default=1, ge=1)
+    verdicts_sha256: str = ""
 
     @field_validator("rules")
     @classmethod
@@ -147,6 +154,32 @@ class MineConfig(BaseModel):
                 )
         return rules
 
+    @property
+    def kept_verdicts(self) -> str:
+        """Where a run keeps its copy of the verdicts, below its folder; "" without."""
+        return f"verdicts/{self.verdicts_sha256}{Path(self.verdicts).suffix}" if self.verdicts_sha256 else ""
+
+    @property
+    def selective(self) -> bool:
+        """Whether negatives are chosen from candidates."""
+        return bool(self.rules or self.verdicts_sha256)
+
+    def of_round(self, round: int) -> MineConfig:
+        """The same for one round: without verdicts that do not hold there."""
+        ignored = {"verdicts": "", "verdicts_sha256": ""} if round < self.verdicts_from else {}
+        return self.model_copy(update=ignored)
+
+    def resolved(self, folder: Path) -> MineConfig:
+        """The same with the file of verdicts found from `folder`, and hashed. Raises BadInput for what is none."""
+        if not self.verdicts:
+            return self.model_copy(update={"verdicts_sha256": ""})
+        from miner.artifacts.manifest import digest_file
+        from miner.verdicts import lines
+
+        path = (folder / self.verdicts).resolve()
+        lines(path)
+        return self.model_copy(update={"verdicts": str(path), "verdicts_sha256": digest_file(path)})
+
     def candidates(self, gallery: int, two_stage: bool = True) -> int:
         """How many candidates are searched per anchor in a gallery of this size, for a second stage or for rules."""
         usual = max(4 * self.k, 200) if two_stage else 2 * self.k
@@ -156,7 +189,7 @@ class MineConfig(BaseModel):
         """How many are searched per anchor: candidates, or the negatives themselves."""
         if two_stage:
             return self.candidates(gallery)
-        return max(self.k, self.candidates(gallery, False)) if self.rules else self.k
+        return max(self.k, self.candidates(gallery, False)) if self.selective else self.k
 
 
 class AnalyzeConfig(BaseModel):
@@ -242,7 +275,10 @@ class Settings:
 
         settings = cls.parse(raw, str(path))
         return replace(
-            settings, data=data.resolved(settings.data, path.parent), model=models.resolved(settings.model, path.parent)
+            settings,
+            data=data.resolved(settings.data, path.parent),
+            model=models.resolved(settings.model, path.parent),
+            mine=settings.mine.resolved(path.parent),
         )
 
     @classmethod

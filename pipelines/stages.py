@@ -143,7 +143,7 @@ def declare(settings: Settings, data: Data, last: int | None = None) -> list[Sta
     sections = {name: section for name, section in settings.dump().items() if name not in SHAPES_NOTHING}
     look = {"data": data.fingerprints["train"], "settings": sections}
     shown = tuple((s.name, s.name) for s in stages if s.work in ("mine", "evaluate"))
-    stages.append(Stage(last, "report", "", "report", shown, look, disk=4 * 2**20, memory=2**28))
+    stages.append(Stage(last, "report", "", "report", shown, look, disk=2**24, memory=2**29))
     used = getattr(settings.model, "libraries", ())
     return [replace(stage, libraries=used) if stage.work in _RUNS_MODEL else stage for stage in stages]
 
@@ -152,11 +152,12 @@ def _mining(settings: Settings, data: Data, round: int) -> list[Stage]:
     stages = []
     width = int(settings.model.dim) * 4
     two_stage = settings.two_stage
-    # What only a two-stage search reads does not make a plain one stale; `recall` is read by tuning alone.
-    rules = bool(settings.mine.rules)
-    unread = {"recall", "recall_sample"} | ({"element_dtype"} if not two_stage else set())
-    unread |= {"num_candidates"} if not (two_stage or rules) else set()
-    unread |= {"rules"} if not rules else set()
+    mine = settings.mine.of_round(round)
+    # What only a two-stage search reads does not make a plain one stale; `recall` is read by tuning alone. Of verdicts
+    # the bytes count, not where they lay.
+    unread = {"recall", "recall_sample", "verdicts", "verdicts_from"} | ({"element_dtype"} if not two_stage else set())
+    unread |= {"num_candidates"} if not (two_stage or mine.selective) else set()
+    unread |= {name for name in ("rules", "verdicts_sha256") if not getattr(mine, name)}
     train = {"data": data.fingerprints["train"]}
     encoded = {side: (side, f"r{round}/encode-{side}") for side in get_args(Side)}
     for side in get_args(Side):
@@ -180,18 +181,18 @@ def _mining(settings: Settings, data: Data, round: int) -> list[Stage]:
         sources = (*encoded.values(), ("index", f"r{round}/index-{gallery}"))
         memory = 2**28 + 2 * data.rows(gallery) * width + indexes[gallery].search
         if indexes[gallery].approximate:
-            searched = settings.mine.searched(data.rows(gallery), two_stage)
-            sample = {"recall_sample": settings.mine.recall_sample or 1000, "seed": settings.run.seed}
-            parameters = train | {"direction": direction, "k": searched, "recall": settings.mine.recall, **sample}
+            searched = mine.searched(data.rows(gallery), two_stage)
+            sample = {"recall_sample": mine.recall_sample or 1000, "seed": settings.run.seed}
+            parameters = train | {"direction": direction, "k": searched, "recall": mine.recall, **sample}
             stages.append(Stage(round, "tune", direction, "tuned", sources, parameters, memory=memory))
             sources = (*sources, ("tuned", f"r{round}/tune-{direction}"))
-        mining = settings.mine.model_dump(mode="json", exclude=unread)
+        mining = mine.model_dump(mode="json", exclude=unread)
         parameters = train | {"direction": direction, "round": round, **mining}
         if two_stage:
             sources = (*sources, ("checkpoint", f"r{round - 1}/fit"))
-            parameters |= {"recall_sample": settings.mine.recall_sample or 100, "seed": settings.run.seed}
-        rows, per = data.rows(anchor), settings.mine.shard_anchors
-        cost = {"disk": rows * settings.mine.k * 10, "memory": memory}
+            parameters |= {"recall_sample": mine.recall_sample or 100, "seed": settings.run.seed}
+        rows, per = data.rows(anchor), mine.shard_anchors
+        cost = {"disk": rows * mine.k * 10, "memory": memory}
         stages.append(
             # Of a two-stage search, one part more measures what its first stage missed.
             Stage(

@@ -29,7 +29,7 @@ _AT_ONCE = 64 << 20  # an object up to this size is hashed in memory, a larger o
 _AGAIN = "run the same `pipelines run` again"
 # What a run writes beside its artifacts, and what a comparison does.
 _OWN = (
-    "settings.json", "log.jsonl", "report.html",
+    "settings.json", "log.jsonl", "report.html", "verdicts.jsonl",
     "results.csv", "results.md", "results.parquet", "results.png",
 )  # fmt: skip
 
@@ -170,7 +170,7 @@ def _unlisted(contents: Contents) -> Iterator[Finding]:
     """One finding per folder: files that are no manifest's, none of which harms anybody."""
     groups: dict[tuple[str, bool], list[str]] = {}
     for name in contents.unlisted():
-        own = name in _OWN or name.startswith(("lease/", f"{FOLDER}/"))
+        own = name in _OWN or name.startswith(("lease/", "verdicts/", f"{FOLDER}/"))
         if not own and not any(name.startswith(f"{prefix}/") for prefix in contents.broken):
             scratch = PurePosixPath(name).name.startswith(".tmp-")
             place = place_of(name)

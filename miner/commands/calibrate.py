@@ -30,6 +30,7 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--k", type=click.IntRange(min=1), help="Negatives to keep. [default: 50, or half of the candidates]")
 @click.option("--judgements", type=_PATH, help="Judged pairs: anchor_id, negative_id (or image_id, text_id), match.")
+@click.option("--verdicts", type=_PATH, help="Verdicts from the report page: the same, as false_negative or not.")
 @click.option("--match-at", type=float, help="The grade from which two items match. [default: 0.5, for 0 to 1]")
 @click.option(
     "--target", type=click.FloatRange(0, 1), help="Propose for this share of false negatives. [default: best balance]"
@@ -41,6 +42,7 @@ def calibrate(
     direction: str | None,
     k: int | None,
     judgements: Path | None,
+    verdicts: Path | None,
     match_at: float | None,
     target: float | None,
     as_json: bool,
@@ -51,6 +53,7 @@ def calibrate(
     Examples:
         miner calibrate vectors/ --candidates candidates/
         miner calibrate vectors/ --candidates tables/t2i --judgements judged.csv --target 0.05
+        miner calibrate vectors/ --candidates candidates/ --verdicts runs/demo/verdicts.jsonl
 
     FOLDER holds the vectors and pairs that were searched. Margins do not carry over from one model to another: the
     same 5% may drop 8% of the candidates of one and 84% of another's. A rule drops a candidate with score s when
@@ -72,10 +75,13 @@ def calibrate(
     from miner.folder import open_folder
     from miner.judged import read_judged
     from miner.sources import positives, sources
+    from miner.verdicts import judged as judged_by
 
-    if target is not None and judgements is None:
+    if judgements is not None and verdicts is not None:
+        raise click.UsageError("--judgements and --verdicts both say what was judged; give one of them.")
+    if target is not None and judgements is None and verdicts is None:
         raise click.UsageError(
-            "--target needs --judgements: without judged pairs no share of false negatives is known."
+            "--target needs --judgements or --verdicts: without judged pairs no share of false negatives is known."
         )
     if match_at is not None and judgements is None:
         raise click.UsageError("--match-at says how to read --judgements; give both.")
@@ -84,6 +90,8 @@ def calibrate(
     for source in sources(candidates_from, opened, direction):
         kept = _kept(source, k)
         judged = read_judged(judgements, opened.pairs, source.direction, match_at) if judgements else None
+        if verdicts is not None:
+            judged = judged_by(verdicts, opened.pairs, source.direction)
         lowest, known = positives(source, opened)
         shown = progress(source.direction, "anchors", brief=True)
         found = calibrated(source, lowest, known, kept, judged, target, shown)

@@ -5,6 +5,7 @@ FILES                        where it has any: the settings that are paths of fi
 LAST                         where it is True: no rule may follow
 OPPOSITE                     where it is True: it needs the candidates of the other direction
 CONTENTS                     where it has any: the sides whose texts or pictures it looks at
+REASONS                      where it has several: (setting, its values but for the first), each a rule of its own
 prepare(config, context)     a Judge: given candidates of some anchors, (anchors, width) booleans, True drops
 
 What a rule says of an anchor and a candidate depends on these two and on what `prepare` has fixed, never on the block
@@ -16,7 +17,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -30,7 +31,7 @@ from miner.artifacts.manifest import digest_file
 from miner.artifacts.negatives import NegativeBlock
 from miner.artifacts.pairs import Direction, Pairs, Side, Within
 
-__all__ = ["DEFAULT", "Chosen", "Context", "Judge", "Rule", "chosen"]
+__all__ = ["DEFAULT", "Chosen", "Context", "Judge", "Rule", "by_verdicts", "chosen"]
 
 Rows = npt.NDArray[np.int64]
 Judge = Callable[[NegativeBlock, int], npt.NDArray[np.bool_]]
@@ -130,8 +131,23 @@ def chosen(said: Sequence[str]) -> tuple[Chosen, ...]:
             raise BadInput(f"rule {name} is given twice; give it once, or with other settings.")
         if rules and rules[-1].last:
             raise BadInput(f"rule {rules[-1].name} shares out what the other rules leave; give it as the last --rule.")
-        rules.append(Chosen(name, cast(Rule, rule), config))
+        rules += _by_reason(Chosen(name, cast(Rule, rule), config))
     return tuple(rules)
+
+
+def by_verdicts(path: Path) -> tuple[Chosen, ...]:
+    """The rules by which a file of verdicts is honoured, whatever its path is called."""
+    from miner.filters import verdicts
+
+    return tuple(_by_reason(Chosen("verdicts", cast(Rule, verdicts), verdicts.Config(str(path)))))
+
+
+def _by_reason(rule: Chosen) -> list[Chosen]:
+    """One rule for each of its reasons, unless one alone was asked for."""
+    setting, reasons = getattr(rule.rule, "REASONS", ("", ()))
+    if not reasons or getattr(rule.config, setting) in reasons:
+        return [rule]
+    return [Chosen(f"{rule.name}:{reason}", rule.rule, replace(rule.config, **{setting: reason})) for reason in reasons]
 
 
 def _name_of(rule: Any) -> str:

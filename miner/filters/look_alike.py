@@ -22,7 +22,7 @@ from miner.filters import Context, Judge
 from miner.filters._closeness import Closeness, closeness
 from miner.filters._quantile import quantile
 
-__all__ = ["Config", "prepare"]
+__all__ = ["Config", "likeness", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,14 @@ class Config:
             raise ValueError("texts = images = 0, so nothing is compared; give one of them a weight.")
 
 
-def prepare(config: Config, context: Context) -> Judge:
+def likeness(config: Config, context: Context) -> Closeness:
+    """Given a block, (anchors, width): what is compared with the bound, nan where there is no candidate."""
     weights: dict[Side, float] = {"text": config.texts, "image": config.images}
-    measures = [(closeness(context, side), np.float32(weight)) for side, weight in weights.items() if weight]
-    look = _together(measures)
+    return _together([(closeness(context, side), np.float32(weight)) for side, weight in weights.items() if weight])
+
+
+def prepare(config: Config, context: Context) -> Judge:
+    look = likeness(config, context)
 
     def pieces() -> Iterator[npt.NDArray[np.float32]]:
         for block in context.survivors(context.k):

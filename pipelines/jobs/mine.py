@@ -43,11 +43,12 @@ class MineJob:
         self.anchor, self.gallery = sides(self.direction)
         self.pairs = task.pairs()
         self.order = self.pairs.order(self.anchor)
-        self.settings, self.two_stage = task.settings.mine, task.settings.two_stage
+        self.settings = task.settings.mine.of_round(task.stage.round)
+        self.two_stage = task.settings.two_stage
         self.k = self.settings.k
         self.searched = self.settings.searched(len(self.pairs.ids(self.gallery)), self.two_stage)
         # What the parts find: the negatives, or what rules choose them from.
-        self.width = max(self.k, self.searched) if self.settings.rules else self.k
+        self.width = max(self.k, self.searched) if self.settings.selective else self.k
         # How an approximate index is searched, and what it then finds; None where the search is exact.
         self.tuned = task.parent("tuned").manifest.meta if "tuned" in dict(task.parents) else None
         self.ranges = shard_ranges(len(self.order), self.settings.shard_anchors)
@@ -82,7 +83,7 @@ class MineJob:
     def finish(self) -> Artifact:
         for index in range(len(self.names)):
             self.part(index)
-        if self.settings.rules:
+        if self.settings.selective:
             artifact = self._selected()
         else:
             artifact = write_negatives(
@@ -95,7 +96,7 @@ class MineJob:
     def _selected(self) -> Artifact:
         """The negatives that the rules leave of the candidates, which are gone afterwards."""
         from miner.artifacts.candidates import CANDIDATES, Candidates, write_candidates
-        from miner.filters import chosen
+        from miner.filters import by_verdicts, chosen
         from miner.select import Selection, write_selection
 
         draft, pairs = self.task.draft, self.pairs
@@ -107,10 +108,12 @@ class MineJob:
         found = place.committed()
         assert found is not None
         candidates = Candidates.open(found, pairs)
+        kept = self.settings.kept_verdicts
+        verdicts = by_verdicts(draft.store.local(kept)) if kept else ()
         selection = Selection(
             candidates,
             pairs,
-            chosen(self.settings.rules),
+            (*verdicts, *chosen(self.settings.rules)),
             self.k,
             vectors={side: _vectors(draft.store, self.task.prefix(side)) for side in (self.anchor, self.gallery)},
             # A second stage's order is not that of the vectors: what was searched deeper would not begin with it.

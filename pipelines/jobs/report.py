@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from miner.artifacts.manifest import Artifact, FileRecord
 from pipelines.jobs import Task
-from pipelines.stages import SHAPES_NOTHING
 
-__all__ = ["PAGE", "ReportJob"]
-
-PAGE = "report.html"
+__all__ = ["ReportJob"]
 
 
 class ReportJob:
@@ -20,8 +17,8 @@ class ReportJob:
 
     def finish(self) -> Artifact:
         from pipelines.loop import saved_data, steps_of
-        from pipelines.report import render
-        from pipelines.summary import round_views
+        from pipelines.report import PAGE, render
+        from pipelines.report.of_run import run_view
 
         settings, store = self.task.settings, self.task.draft.store
         dataset = self.task.dataset("train")
@@ -29,8 +26,6 @@ class ReportJob:
         assert data is not None
         # Rounds past this one may be there, from before a rule of [stop]; their figures are not on this page.
         steps = [s for s in steps_of(settings, data, store, lifted=True) if s.stage.round <= self.task.stage.round]
-        views = round_views(steps, store, dataset.pairs)
-        shown = {name: section for name, section in settings.dump().items() if name not in SHAPES_NOTHING}
-        page = render(dataset, views, title=f"quintain: {dataset.name}", settings=shown, seed=settings.run.seed)
-        record = self.task.draft.add(PAGE, page.encode())
+        page = render(run_view(store, settings, steps, dataset))
+        record = self.task.draft.add(PAGE, page.encode("utf-8", "replace"))
         return self.task.draft.commit({PAGE: record}, {})

@@ -1,26 +1,24 @@
-"""Pictures as PNG data URIs, each encoded once, in a size that keeps the page light."""
+"""Thumbnails: WebP, each once, as many as fit."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from trainer.data import ImageSource
 
-__all__ = ["BUDGET", "are_pictures", "data_uris"]
+__all__ = ["BUDGET", "are_pictures", "thumbnails"]
 
-# Bytes of base64 that all pictures of a page may take together before they are made smaller.
-BUDGET = 4_000_000
-_SIDES = (96, 64, 48, 32)
+# Bytes of base64 that all pictures of a page may take together.
+BUDGET = 6_000_000
+_SIDES = (120, 96, 64, 48)
 _BLOCK = 256
+_TRIED = 64
 
 
 def are_pictures(images: ImageSource) -> bool:
@@ -28,51 +26,45 @@ def are_pictures(images: ImageSource) -> bool:
     return len(images.shape) == 4 and images.shape[-1] == 3 and images.dtype == np.uint8
 
 
-def data_uris(images: ImageSource, rows: Iterable[int]) -> dict[int, str]:
-    """`data:image/png;base64,...` by row, of at most 96 pixels a side, fewer when all would exceed `BUDGET`.
+def thumbnails(images: ImageSource, rows: npt.NDArray[np.int64], budget: int = BUDGET) -> dict[int, str]:
+    """Base64 of WebP by row, in the order of `rows` until the budget is used up.
 
-    Empty when the images are not pictures.
+    As large as all fit, 120 pixels a side at most, 48 at least where the pictures are larger; in its own size a picture
+    is kept without loss. Empty when the images are not pictures.
     """
-    wanted = np.array(sorted(set(rows)), dtype=np.int64)
-    if not are_pictures(images) or len(wanted) == 0:
+    if not are_pictures(images) or not len(rows):
         return {}
     own = max(images.shape[1:3])
-    # Pictures are never enlarged, so every size at or above their own would give the same bytes.
     sides = [min(own, _SIDES[0]), *(side for side in _SIDES[1:] if side < own)]
-    found: dict[int, str] = {}
+    # A few of them all over tell how much they take.
+    tried = rows[np.unique(np.linspace(0, len(rows) - 1, _TRIED).astype(np.int64))]
     for side in sides:
-        found = _encode(images, wanted, side)
-        if sum(map(len, found.values())) <= BUDGET:
+        sizes = [len(each) for each in _encode(images, tried, side)]
+        if float(np.mean(sizes)) * len(rows) <= budget:
             break
-    return found
-
-
-def _encode(images: ImageSource, rows: npt.NDArray[np.int64], side: int) -> dict[int, str]:
-    from PIL import Image
-
-    found = {}
+    found: dict[int, str] = {}
+    used = 0
     for start in range(0, len(rows), _BLOCK):
         block = rows[start : start + _BLOCK]
-        for row, pixels in zip(block.tolist(), images[block], strict=True):
-            picture = Image.fromarray(np.ascontiguousarray(pixels))
-            picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-            found[row] = "data:image/png;base64," + base64.b64encode(_png(picture)).decode("ascii")
+        for row, encoded in zip(block.tolist(), _encode(images, block, side), strict=True):
+            used += len(encoded)
+            if used > budget:
+                return found
+            found[row] = encoded
     return found
 
 
-def _png(picture: Image) -> bytes:
-    """PNG bytes with a palette: without loss for up to 256 colours, else the 256 that fit best; a third of the size."""
+def _encode(images: ImageSource, rows: npt.NDArray[np.int64], side: int) -> list[str]:
     from PIL import Image
 
-    pixels = np.asarray(picture, dtype=np.uint32)
-    codes = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
-    colours, index = np.unique(codes, return_inverse=True)
-    if len(colours) <= 256:
-        palette = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], 1).astype(np.uint8)
-        paletted = Image.fromarray(index.reshape(codes.shape).astype(np.uint8))
-        paletted.putpalette(palette.tobytes())
-    else:
-        paletted = picture.quantize(256, dither=Image.Dither.NONE)
-    buffer = io.BytesIO()
-    paletted.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+    found = []
+    ascending, place = np.unique(rows, return_inverse=True)
+    read = images[ascending]
+    for at in place.tolist():
+        picture = Image.fromarray(np.ascontiguousarray(read[at]))
+        whole = max(picture.size) <= side
+        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        picture.save(buffer, "WEBP", lossless=whole, quality=75, method=4)
+        found.append(base64.b64encode(buffer.getvalue()).decode("ascii"))
+    return found

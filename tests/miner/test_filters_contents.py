@@ -336,6 +336,7 @@ OTHERWISE = {
         "unscored": ("file={scores},max_score=0.5", "file={scores},max_score=0.5,unscored=drop"),
     },
     "block-list": {"file": ("file={blocked}", "file={other_blocked}")},
+    "verdicts": {"file": ("file={said}", "file={other_said}"), "only": ("file={said}", "file={said},only=too_easy")},
     "same-group": {
         "images": ("images={image_groups},texts={text_groups}", "texts={text_groups}"),
         "texts": ("images={image_groups},texts={text_groups}", "images={image_groups}"),
@@ -363,6 +364,10 @@ def test_no_setting_of_any_rule_is_without_effect(pictures, tmp_path):
         files[name] = ["image_id,text_id,score", *rows]
     for name in ("blocked", "other_blocked"):
         files[name] = ["text_id", *draw.sample(list(own), 30)]
+    for name in ("said", "other_said"):
+        words = [(i, t, draw.choice(["false_negative", "fine", "too_easy"])) for i in images for t in own]
+        rows = [f"i2t,{i},{t},{word}" for i, t, word in words if draw.random() < 0.5]
+        files[name] = ["direction,anchor_id,negative_id,verdict", *rows]
     files["image_groups"] = ["id,group", *(f"{i},g{draw.randrange(8)}" for i in images)]
     files["text_groups"] = ["id,group", *(f"{t},g{draw.randrange(8)}" for t in own)]
     places = {}

@@ -28,6 +28,7 @@ from tests.miner.artifacts.conftest import gcs as gcs
 from tests.miner.artifacts.conftest import moto as moto
 from tests.miner.artifacts.gcs_stand_in import GcsStandIn
 from tests.pipelines.builders import raw_settings, write_toml
+from tests.pipelines.pages import unpacked
 from tests.pipelines.test_loop import hashes, pipelines
 
 pytest.importorskip("obstore", reason="obstore is not installed: pip install 'quintain[cloud]'")
@@ -283,3 +284,14 @@ def _wait(process: subprocess.Popen[bytes], reached: Callable[[], bool]) -> None
         assert process.poll() is None, f"ended with {process.returncode} before the middle was seen"
         assert time.monotonic() < stop, f"nothing happened within {_DEADLINE} s"
         time.sleep(0.03)
+
+
+def test_the_page_of_a_run_in_a_bucket(finished: str, tmp_path: Path) -> None:
+    before = buckets.objects(finished)
+    result = pipelines("report", finished, "--out", tmp_path / "page.html")
+    assert result.exit_code == 0, result.output
+    arrays, values = unpacked((tmp_path / "page.html").read_text())
+    assert values["i2t"]["rules"] == ["look_alike"]
+    assert arrays["i2t.dropped"].sum() > 0
+    assert buckets.objects(finished) == before
+    assert "--verdicts FILE" in pipelines("serve", finished).output

@@ -1,0 +1,119 @@
+"""The view of a run folder, finished or not: reads what is stored there, starts nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from miner.artifacts.embeddings import Embeddings
+from miner.artifacts.errors import BadInput
+from miner.artifacts.manifest import Artifact
+from miner.artifacts.negatives import DROPPED
+from miner.artifacts.pairs import Direction, Pairs, Side, sides
+from miner.artifacts.store import Store
+from pipelines.report.view import DIRECTIONS, DroppedView, RunView
+from pipelines.stages import SHAPES_NOTHING
+from pipelines.summary import round_views
+
+if TYPE_CHECKING:
+    from pipelines.plan import Step
+    from pipelines.settings import Settings
+    from trainer.data import Dataset
+
+__all__ = ["run_view", "view_of"]
+
+
+def view_of(store: Store) -> RunView:
+    """The run in a store. Raises BadInput when there is none, no round of it is finished, or its data are not here."""
+    from pipelines.loop import saved_data, saved_settings, steps_of
+    from trainer.data import load
+
+    settings = saved_settings(store)
+    data = saved_data(store)
+    steps = steps_of(settings, data, store) if data is not None else []
+    if data is None or not any(step.manifest is not None and step.stage.work == "evaluate" for step in steps):
+        raise BadInput(f"{store.url}: no round is finished yet; let `pipelines run` come further.")
+    dataset = load(settings.data, "train")
+    if dataset.fingerprint != data.fingerprints["train"]:
+        raise BadInput(f"{dataset.name}: not the data that the run in {store.url} was started on; put those back.")
+    return run_view(store, settings, steps, dataset)
+
+
+def run_view(store: Store, settings: Settings, steps: Sequence[Step], dataset: Dataset) -> RunView:
+    """The same where the plan and the training data are at hand. Raises DamagedArtifact."""
+    done = {step.stage.name: step for step in steps if step.manifest is not None}
+    rounds = [
+        replace(
+            view,
+            # The page is the same whether its own stage has run already.
+            seconds={stage: seconds for stage, seconds in view.seconds.items() if stage != "report"},
+            epochs=_history(store, done.get(f"r{view.round}/fit")),
+            bytes={
+                step.stage.label: sum(record.bytes for record in cast(Any, step.manifest).files.values())
+                for step in done.values()
+                if step.stage.round == view.round and step.stage.work != "report"
+            },
+        )
+        for view in round_views(steps, store, dataset.pairs)
+    ]
+    last = max((view.round for view in rounds if view.tables), default=None)
+    dropped: dict[Direction, DroppedView] = {}
+    vectors: dict[Side, npt.NDArray[np.float32]] = {}
+    if last is not None:
+        for direction in DIRECTIONS:
+            found = _dropped(store, done.get(f"r{last}/mine-{direction}"), dataset.pairs, direction)
+            if found is not None:
+                dropped[direction] = found
+        vectors = _vectors(store, done, last)
+    shown = {name: section for name, section in settings.dump().items() if name not in SHAPES_NOTHING}
+    return RunView(dataset, rounds, f"quintain: {dataset.name}", shown, dropped, vectors, settings.run.seed)
+
+
+def _artifact(store: Store, step: Step) -> Artifact:
+    return Artifact(store, step.prefix, cast(Any, step.manifest))
+
+
+def _history(store: Store, step: Step | None) -> list[dict[str, Any]]:
+    if step is None or step.removed:
+        return []
+    found: list[dict[str, Any]] = json.loads(_artifact(store, step).read("history.json"))["epochs"]
+    return found
+
+
+def _vectors(store: Store, done: Mapping[str, Step], round_: int) -> dict[Side, npt.NDArray[np.float32]]:
+    """Of both sides, or none: `gc` may have removed them."""
+    found: dict[Side, npt.NDArray[np.float32]] = {}
+    both: tuple[Side, Side] = ("image", "text")
+    for side in both:
+        step = done.get(f"r{round_}/encode-{side}")
+        if step is None or step.removed:
+            return {}
+        found[side] = Embeddings.open(_artifact(store, step)).array()
+    return found
+
+
+def _dropped(store: Store, step: Step | None, pairs: Pairs, direction: Direction) -> DroppedView | None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if step is None or DROPPED not in cast(Any, step.manifest).files:
+        return None
+    table = pq.read_table(pa.BufferReader(_artifact(store, step).read(DROPPED)))
+    rows = [
+        pairs.ids(side).rows(table[name].combine_chunks())
+        for side, name in zip(sides(direction), ("anchor_id", "negative_id"), strict=True)
+    ]
+    rule = table["rule"].combine_chunks().dictionary_encode()
+    return DroppedView(
+        rows[0],
+        rows[1],
+        table["rank"].to_numpy().astype(np.int64),
+        table["score"].to_numpy(),
+        np.asarray(rule.indices.to_numpy(zero_copy_only=False), dtype=np.int64),
+        tuple(rule.dictionary.to_pylist()),
+    )
