@@ -170,10 +170,10 @@ def _said(rule: str, lowest: npt.NDArray[np.float32]) -> list[dict[str, Any]]:
         settings = each.settings()
         middle = float(np.median(lowest)) if len(lowest) else math.nan
         bounds = {
-            "max_score": settings.get("score"),
-            "min_score": settings.get("score"),
-            "relative_margin": middle - settings.get("margin", 0) * abs(middle),
-            "absolute_margin": middle - settings.get("margin", 0),
+            "max-score": settings.get("score"),
+            "min-score": settings.get("score"),
+            "relative-margin": middle - settings.get("margin", 0) * abs(middle),
+            "absolute-margin": middle - settings.get("margin", 0),
         }
         bound = bounds.get(settings["rule"])
         if isinstance(bound, float) and math.isfinite(bound):

@@ -39,9 +39,9 @@ class RoundView:
     overlap: dict[Direction, float]
     seconds: dict[str, float]
     contributing: dict[str, float] = field(default_factory=dict)
-    best: bool = False
     epochs: Sequence[Mapping[str, Any]] = ()
     bytes: Mapping[str, int] = field(default_factory=dict)
+    best: bool = False
 
 
 @dataclass(frozen=True)
