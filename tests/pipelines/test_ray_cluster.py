@@ -165,7 +165,7 @@ def test_actors_that_fit_no_node_are_waited_for_in_vain(bench: Bench) -> None:
 
 
 def test_some_kills(bench: Bench) -> None:
-    chaos = Chaos(bench.nodes, bench.raylets, bench.run_file, 12.0, random.Random(1))
+    chaos = Chaos(bench.nodes, bench.raylets, bench.run_file, 20.0, 2.0, random.Random(1))
     root = bench.unmined("some-kills")
     chaos.run(root, ["worker", "raylet", "driver"])
     assert committed(root) == bench.wanted
@@ -182,7 +182,9 @@ def test_many_kills(bench: Bench, whole: bool, capsys: pytest.CaptureFixture[str
     root = fresh(f"left-alone-{whole}")
     began = time.monotonic()
     assert bench.nodes.run(bench.run_file, root).wait(DEADLINE) == 0, said(root)
-    chaos = Chaos(bench.nodes, bench.raylets, bench.run_file, time.monotonic() - began, random.Random(int(whole)))
+    took = time.monotonic() - began
+    pause = took / 12 if whole else took / 4
+    chaos = Chaos(bench.nodes, bench.raylets, bench.run_file, took, pause, random.Random(int(whole)))
     assert committed(root) == bench.wanted
     number = 0
     while chaos.kills.total() < int(os.environ.get("QUINTAIN_KILLS", "200")):
