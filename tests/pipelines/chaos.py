@@ -78,7 +78,9 @@ class Chaos:
                 return process
             if code == 0:
                 return process
-            assert code in _AGAIN, f"{root.name} ended with {code}: {said(root)[-4000:]}"
+            # Chance may hit one shard three times, which is then left out as it should be.
+            left_out = code == 3 and "left out after" in said(root).splitlines()[-1]
+            assert left_out or code in _AGAIN, f"{root.name} ended with {code}: {said(root)[-4000:]}"
             process = self._start(root)
         raise AssertionError(f"{root.name}: started {_MOST_STARTS} times: {said(root)[-4000:]}")
 
