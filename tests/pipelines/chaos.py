@@ -39,7 +39,8 @@ class Chaos:
     nodes: Nodes
     raylets: list[int]
     run_file: Path
-    undisturbed: float  # seconds
+    undisturbed: float  # seconds that it takes
+    pause: float  # seconds between kills, at most
     random: random.Random
     kills: Counter[str] = field(default_factory=Counter)
     slowest: float = 0.0  # from a run's last kill to its end, in undisturbed runs
@@ -51,7 +52,7 @@ class Chaos:
         try:
             last = time.monotonic()
             for victim in victims:
-                process = self._wait(process, root, self.random.uniform(0, self.undisturbed / 12))
+                process = self._wait(process, root, self.random.uniform(0, self.pause))
                 if process.poll() is not None:
                     break  # finished before its time came
                 self._kill(victim or self.random.choice(get_args(Victim)), process)
@@ -77,7 +78,9 @@ class Chaos:
                 return process
             if code == 0:
                 return process
-            assert code in _AGAIN, f"{root.name} ended with {code}: {said(root)[-4000:]}"
+            # Chance may hit one shard three times, which is then left out as it should be.
+            left_out = code == 3 and "left out after" in said(root).splitlines()[-1]
+            assert left_out or code in _AGAIN, f"{root.name} ended with {code}: {said(root)[-4000:]}"
             process = self._start(root)
         raise AssertionError(f"{root.name}: started {_MOST_STARTS} times: {said(root)[-4000:]}")
 

@@ -42,7 +42,8 @@ class Nodes:
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_USAGE_STATS_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
             # A dead node is noticed in seconds; with Ray's own settings it takes about fifteen.
-            "RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "4",
+            "RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "6",
+            "RAY_raylet_start_wait_time_s": "120",
         }  # fmt: skip
 
     def __enter__(self) -> Nodes:

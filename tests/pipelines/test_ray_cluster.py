@@ -165,23 +165,30 @@ def test_actors_that_fit_no_node_are_waited_for_in_vain(bench: Bench) -> None:
 
 
 def test_some_kills(bench: Bench) -> None:
-    chaos = Chaos(bench.nodes, bench.raylets, bench.run_file, 12.0, random.Random(1))
+    chaos = Chaos(bench.nodes, bench.raylets, bench.run_file, 20.0, 2.0, random.Random(1))
     root = bench.unmined("some-kills")
     chaos.run(root, ["worker", "raylet", "driver"])
     assert committed(root) == bench.wanted
 
 
 @pytest.mark.heavy
-def test_many_kills(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
-    """As many as QUINTAIN_KILLS says, of whole runs, two dozen each."""
+@pytest.mark.parametrize("whole", [False, True])
+def test_many_kills(bench: Bench, whole: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """As many as QUINTAIN_KILLS says, two dozen a run: of encode, index and mine, or of the whole loop."""
+
+    def fresh(name: str) -> Path:
+        return bench.base / name if whole else bench.unmined(name)
+
+    root = fresh(f"left-alone-{whole}")
     began = time.monotonic()
-    process = bench.nodes.run(bench.run_file, bench.base / "whole")
-    assert process.wait(DEADLINE) == 0, said(bench.base / "whole")
-    chaos = Chaos(bench.nodes, bench.raylets, bench.run_file, time.monotonic() - began, random.Random(1))
-    assert committed(bench.base / "whole") == bench.wanted
+    assert bench.nodes.run(bench.run_file, root).wait(DEADLINE) == 0, said(root)
+    took = time.monotonic() - began
+    pause = took / 12 if whole else took / 4
+    chaos = Chaos(bench.nodes, bench.raylets, bench.run_file, took, pause, random.Random(int(whole)))
+    assert committed(root) == bench.wanted
     number = 0
     while chaos.kills.total() < int(os.environ.get("QUINTAIN_KILLS", "200")):
-        root = bench.base / f"killed-{number}"
+        root = fresh(f"killed-{whole}-{number}")
         chaos.run(root, [None] * 24)
         assert committed(root) == bench.wanted
         shutil.rmtree(root)
