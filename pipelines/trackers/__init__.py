@@ -100,10 +100,7 @@ class About:
 
 
 class Observer(Protocol):
-    """Told of events, one after the other, in one thread. Whatever it raises is said once; after a few it is let go.
-
-    One that holds more than this process does may have `abandon()` as well: called from another thread when it hangs.
-    """
+    """Told of events, one after the other, in one thread. Whatever it raises is said once; after a few it is let go."""
 
     def __call__(self, event: Event) -> None: ...
 

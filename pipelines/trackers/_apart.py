@@ -30,44 +30,59 @@ class Apart:
 
     def __init__(self, name: str, config: Any, about: About) -> None:
         self._closing = float(registry.module("pipelines.trackers", name).CLOSING)
-        self._child = subprocess.Popen(
+        told = {**asdict(about), "folder": None if about.folder is None else str(about.folder)}
+        self.child: subprocess.Popen[str] | None = None
+        self._first = {"name": name, "config": config.model_dump(mode="json"), "about": told}
+
+    def connect(self) -> Apart:
+        """Start the child, and wait until the tracker is connected there."""
+        self.child = subprocess.Popen(
             [sys.executable, "-m", "pipelines.trackers._apart"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,  # an interrupt at the terminal is the run's, which tells it how it ended
         )
-        told = {**asdict(about), "folder": None if about.folder is None else str(about.folder)}
-        self._ask({"name": name, "config": config.model_dump(mode="json"), "about": told})
+        try:
+            self._ask(self._first)
+        except TrackerFailed:
+            self.abandon()
+            raise
+        return self
 
     def __call__(self, event: Event) -> None:
         self._ask(asdict(event))
 
     def close(self) -> None:
-        assert self._child.stdin is not None
+        child = self.child
+        assert child is not None
+        assert child.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            self._child.stdin.close()
+            child.stdin.close()
         try:
-            self._child.wait(self._closing)
+            child.wait(self._closing)
         except subprocess.TimeoutExpired:
-            self._child.kill()
-            self._child.wait()
+            child.kill()
+            child.wait()
             raise TrackerFailed(f"not finished after {self._closing:.0f} s, and ended") from None
 
     def abandon(self) -> None:
-        """End the child, whatever it is at."""
-        self._child.kill()
+        """End the child, whatever it is at. Called after a `connect` that may hang still."""
+        if self.child is not None:
+            self.child.kill()
 
     def _ask(self, line: Mapping[str, Any]) -> None:
-        assert self._child.stdin is not None
-        assert self._child.stdout is not None
+        child = self.child
+        assert child is not None
+        assert child.stdin is not None
+        assert child.stdout is not None
         try:
-            print(json.dumps(line), file=self._child.stdin, flush=True)
-            answer = self._child.stdout.readline()
+            print(json.dumps(line), file=child.stdin, flush=True)
+            answer = child.stdout.readline()
         except BrokenPipeError:
             answer = ""
         if not answer:
-            raise TrackerFailed(f"its process ended with exit code {self._child.wait()}")
+            raise TrackerFailed(f"its process ended with exit code {child.wait()}")
         if wrong := json.loads(answer)["wrong"]:
             raise TrackerFailed(wrong)
 

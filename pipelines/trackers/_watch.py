@@ -27,9 +27,16 @@ class Watch:
     def __init__(self, say: Callable[[str], None] = lambda line: None) -> None:
         self._say, self._posts = say, list[_Post]()
 
-    def add(self, name: str, connect: Callable[[], Observer], closing: float = _CLOSING) -> None:
-        """Tell a tracker as well, from now on. `connect` makes it, in its own thread, when first there is something."""
-        self._posts.append(_Post(name, connect, closing, self._say))
+    def add(
+        self,
+        name: str,
+        connect: Callable[[], Observer],
+        closing: float = _CLOSING,
+        abandon: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Tell a tracker as well, from now on. `connect` makes it, in its own thread, when first there is something;
+        `abandon` is called when it has not ended `closing` seconds after the run, from another thread."""
+        self._posts.append(_Post(name, connect, closing, abandon, self._say))
 
     def tell(self, event: Event) -> None:
         """Never waits, never raises."""
@@ -41,7 +48,7 @@ class Watch:
         began = time.monotonic()
         for post in self._posts:
             post.end()
-        for post in self._posts:
+        for post in sorted(self._posts, key=lambda post: post.closing):
             post.join(began)
         self._posts.clear()
 
@@ -49,11 +56,17 @@ class Watch:
 class _Post:
     """One tracker: its queue and its thread, which is a daemon, so that a tracker that hangs keeps no process alive."""
 
-    def __init__(self, name: str, connect: Callable[[], Observer], closing: float, say: Callable[[str], None]) -> None:
-        self.name, self.connect, self.closing, self._say = name, connect, closing, say
+    def __init__(
+        self,
+        name: str,
+        connect: Callable[[], Observer],
+        closing: float,
+        abandon: Callable[[], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self.name, self.connect, self.closing, self.abandon, self._say = name, connect, closing, abandon, say
         self.queue: Queue[Event | None] = Queue(_WAITING)
         self.gone = self.left_out = self.over = False
-        self.observer: Observer | None = None
         self.thread = Thread(target=self._work, name=f"watch-{name}", daemon=True)
         self.thread.start()
 
@@ -86,9 +99,7 @@ class _Post:
         self.thread.join(max(0.0, began + self.closing - time.monotonic()))
         if self.thread.is_alive():
             self.say(f"not finished {self.closing:.0f} s after the run; left behind")
-            abandon = getattr(self.observer, "abandon", None)
-            if abandon is not None:
-                abandon()
+            self.abandon()
         self.over = True
 
     def _work(self) -> None:
@@ -96,12 +107,12 @@ class _Post:
         if first is None:  # nothing happened: nobody is asked for anything
             return
         try:
-            self.observer = observer = self.connect()
+            observer = self.connect()
         except Exception as failed:  # whatever a tracker's library raises must not reach the run
             self.gone = True
             self.say(f"{sentence(failed)}; the run goes on without it")
             return
-        failures = 0
+        failures, said = 0, False
         event: Event | None = first
         while event is not None and failures < _FAILURES:
             try:
@@ -109,7 +120,8 @@ class _Post:
                 failures = 0
             except Exception as failed:  # as above
                 failures += 1
-                if failures == 1:
+                if not said:
+                    said = True
                     self.say(f"{sentence(failed)}; the run goes on")
             if failures < _FAILURES:
                 event = self.queue.get()
@@ -140,12 +152,14 @@ def open_watch(
     watch = Watch(say)
     for name, chosen in (*config.chosen(about), *more):
         module = registry.module("pipelines.trackers", name)
-        connect: Callable[[], Observer] = partial(module.connect, chosen, about)
+        closing = float(getattr(module, "CLOSING", _CLOSING))
         if getattr(module, "APART", False):
             from pipelines.trackers._apart import Apart
 
-            connect = partial(Apart, name, chosen, about)
-        watch.add(name, connect, float(getattr(module, "CLOSING", _CLOSING)))
+            apart = Apart(name, chosen, about)
+            watch.add(name, apart.connect, closing, apart.abandon)
+        else:
+            watch.add(name, partial(module.connect, chosen, about), closing)
     try:
         yield watch
     except BaseException as failed:

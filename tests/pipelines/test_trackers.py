@@ -38,7 +38,8 @@ def tell(name: str, config: BaseModel, folder: Path, told: list[Event]) -> list[
     """What is said while a tracker is told, in its process, through a watch."""
     said: list[str] = []
     watch = Watch(said.append)
-    watch.add(name, lambda: Apart(name, config, about(folder)), 60.0)
+    apart = Apart(name, config, about(folder))
+    watch.add(name, apart.connect, 60.0, apart.abandon)
     for event in told:
         watch.tell(event)
     watch.close()
@@ -97,12 +98,14 @@ MISBEHAVES = """
 import os, signal, sys, time
 from pydantic import BaseModel
 from pipelines.trackers import TrackerFailed
-APART, CLOSING = True, 0.5
+APART, CLOSING = True, float(os.environ.get("MISBEHAVES_CLOSING", "60"))
 class Config(BaseModel):
     where: str = ""
 def connect(config, about):
     print("a library prints", flush=True)
     sys.stderr.write("what it likes")
+    while os.path.exists(config.where + ".connect"):
+        time.sleep(60)
     return Tracker(config)
 class Tracker:
     def __init__(self, config):
@@ -153,11 +156,18 @@ def said_of(config: _Config, tmp_path: Path, *messages: str) -> list[str]:
 
 def test_what_goes_wrong_in_the_process_apart_is_said(misbehaving: _Config, tmp_path: Path) -> None:
     said = said_of(misbehaving, tmp_path, "one", "raise", "two", "fail", "three")
-    assert said == [
-        "misbehaves: failed with RuntimeError; the run goes on",
-        "misbehaves: a sentence; the run goes on",
-    ]
-    assert Path(misbehaving.where).read_text().split() == ["one", "two", "three", "closed"]
+    assert said == ["misbehaves: failed with RuntimeError; the run goes on"]
+    assert said_of(misbehaving, tmp_path, "fail") == ["misbehaves: a sentence; the run goes on"]
+    assert Path(misbehaving.where).read_text().split() == ["one", "two", "three", "closed", "closed"]
+
+
+def test_a_tracker_that_cannot_connect_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    apart = Apart("mlflow", mlflow.Config(), about(tmp_path))
+    with pytest.raises(TrackerFailed, match="no server is named"):
+        apart.connect()
+    assert apart.child is not None
+    assert apart.child.wait(10) == -signal.SIGKILL
 
 
 def test_a_process_that_dies_is_let_go(misbehaving: _Config, tmp_path: Path) -> None:
@@ -174,32 +184,40 @@ def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Little time to close."""
+    monkeypatch.setenv("MISBEHAVES_CLOSING", "0.5")
+
+
+@pytest.mark.usefixtures("hurried")
 def test_a_process_that_hangs_is_ended(misbehaving: _Config, tmp_path: Path) -> None:
     Path(misbehaving.where + ".hang").touch()
-    apart = Apart("misbehaves", misbehaving, about(tmp_path))
+    apart = Apart("misbehaves", misbehaving, about(tmp_path)).connect()
     apart(Event("epoch", RUN, 1.8e9, message="one"))
     with pytest.raises(TrackerFailed, match="ended"):
         apart.close()
-    assert not alive(apart._child.pid)
+    assert apart.child is not None
+    assert not alive(apart.child.pid)
 
 
-def test_a_process_that_hangs_at_work_is_ended_with_the_watch(misbehaving: _Config, tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["at work", "connecting"])
+def test_a_process_that_hangs_is_ended_with_the_watch(misbehaving: _Config, tmp_path: Path, where: str) -> None:
     said: list[str] = []
-    made: list[Apart] = []
-
-    def connect() -> Apart:
-        made.append(Apart("misbehaves", misbehaving, about(tmp_path)))
-        return made[0]
-
+    if where == "connecting":
+        Path(misbehaving.where + ".connect").touch()
+    apart = Apart("misbehaves", misbehaving, about(tmp_path))
     watch = Watch(said.append)
-    watch.add("misbehaves", connect, 2.0)
+    watch.add("misbehaves", apart.connect, 2.0, apart.abandon)
     watch.tell(Event("epoch", RUN, 1.8e9, message="hang"))
     watch.tell(Event("epoch", RUN, 1.8e9, message="two"))
     watch.close()
     assert said == ["misbehaves: not finished 2 s after the run; left behind"]
-    made[0]._child.wait(10)
+    assert apart.child is not None
+    apart.child.wait(10)
 
 
+@pytest.mark.usefixtures("hurried")
 @pytest.mark.parametrize("message", ["hang", "one"])
 def test_a_process_whose_run_was_killed_ends_by_itself(misbehaving: _Config, tmp_path: Path, message: str) -> None:
     """The parent is another process, killed while the child hangs at work, or will in its close."""
@@ -209,8 +227,8 @@ def test_a_process_whose_run_was_killed_ends_by_itself(misbehaving: _Config, tmp
     code = (
         "import sys, time; from pathlib import Path\n"
         "from pipelines.trackers import About, Event, misbehaves; from pipelines.trackers._apart import Apart\n"
-        "apart = Apart('misbehaves', misbehaves.Config(where=sys.argv[1]), About('r', None, {}))\n"
-        "print(apart._child.pid, flush=True); apart(Event('epoch', 'r', 0, message=sys.argv[2])); time.sleep(60)\n"
+        "apart = Apart('misbehaves', misbehaves.Config(where=sys.argv[1]), About('r', None, {})).connect()\n"
+        "print(apart.child.pid, flush=True); apart(Event('epoch', 'r', 0, message=sys.argv[2])); time.sleep(60)\n"
     )
     command = [sys.executable, "-c", code, misbehaving.where, message]
     parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
