@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
-from miner.artifacts.errors import BadInput
+from miner.artifacts.errors import BadInput, DamagedArtifact
 from miner.artifacts.manifest import MANIFEST, Draft, Manifest, canonical_json, find_artifact
 from miner.artifacts.pairs import PAIRS, Side, commit_pairs
+from miner.artifacts.sealed import sealed, unsealed
 from miner.artifacts.store import Store
 from pipelines import log
 from pipelines.executors import Executor
@@ -63,7 +64,7 @@ def saved_data(store: Store) -> Data | None:
 def prepare(settings: Settings, data: Data, store: Store) -> None:
     """Write down which data and settings this run folder is for. Raises BadInput if it is another data set's."""
     prepare_data(settings, data, store)
-    keep(store, SETTINGS, canonical_json(settings.dump()))
+    keep(store, SETTINGS, canonical_json(sealed(settings.dump())))
 
 
 def keep(store: Store, name: str, data: bytes) -> None:
@@ -94,7 +95,8 @@ def prepare_data(settings: Settings, data: Data, store: Store) -> None:
 
 
 def saved_settings(store: Store) -> Settings:
-    """The settings of the last `run` in this folder. Raises BadInput when there was none."""
+    """The settings of the last `run` in this folder. Raises BadInput when there was none, DamagedArtifact when they are
+    not what was written: to `gc`, fewer rounds would mean that the others can go."""
     try:
         found = store.read(SETTINGS)
     except (FileNotFoundError, NotADirectoryError) as missing:
@@ -102,9 +104,12 @@ def saved_settings(store: Store) -> Settings:
             f"{store.url}: no run here; `pipelines run RUN_FILE --run-dir {store.url}` starts one."
         ) from missing
     try:
-        raw = json.loads(found)
+        raw = unsealed(json.loads(found))
     except ValueError as broken:
-        raise BadInput(f"{store.url}/{SETTINGS}: not readable; run `pipelines run` again to rewrite it.") from broken
+        raise DamagedArtifact(
+            f"{store.url}/{SETTINGS}: not the settings that were written ({broken}); run the same `pipelines run` again, "
+            "which writes them anew."
+        ) from broken
     return Settings.parse(raw, f"{store.url}/{SETTINGS}")
 
 
