@@ -107,8 +107,8 @@ def saved_settings(store: Store) -> Settings:
         raw = unsealed(json.loads(found))
     except ValueError as broken:
         raise DamagedArtifact(
-            f"{store.url}/{SETTINGS}: not the settings that were written ({broken}); run the same `pipelines run` again, "
-            "which writes them anew."
+            f"{store.url}/{SETTINGS}: not the settings that were written ({broken}); run the same `pipelines run` "
+            "again, which writes them anew."
         ) from broken
     return Settings.parse(raw, f"{store.url}/{SETTINGS}")
 

@@ -81,7 +81,7 @@ class Npy:
 class Rows:
     """Some rows of a file of vectors, checked whenever they are read.
 
-    `verify` hashes a file that has a manifest, and raises DamagedArtifact; a file of anybody's own has nothing to check.
+    `verify` hashes a file that a manifest lists, and raises DamagedArtifact; a file of anybody's own is not checked.
     """
 
     file: Npy
