@@ -17,6 +17,7 @@ from pipelines import log
 from pipelines.executors import Executor
 from pipelines.jobs import Task, settings_json
 from pipelines.log import LOG
+from pipelines.places import guarded
 from pipelines.plan import KEY_DIGITS, Step, plan
 from pipelines.progress import Progress
 from pipelines.settings import Settings
@@ -140,9 +141,10 @@ def run(
 ) -> list[Step]:
     """Do everything that is not done. A second call does nothing; a call after a kill finishes the job.
 
-    `check` is called before and after every stage and raises when this run must stop (see `places.only_writer`).
+    `check` is called before and after every stage, and before whatever this process writes into an object store; it
+    raises when this run must stop (see `places.only_writer`).
     """
-    encoded = settings_json(settings)
+    encoded, store = settings_json(settings), guarded(store, check)
     store.sweep("")
     stages = declare(settings, data)
     found = present(stages, store)
