@@ -7,9 +7,11 @@ whole, by the one driver that holds the lease.
 from __future__ import annotations
 
 import json
+import os
 from threading import Lock
 from typing import Any
 
+from miner.artifacts.sealed import CHECK, sealed, unsealed
 from miner.artifacts.store import LocalStore, Store
 
 __all__ = ["LOG", "append", "lines"]
@@ -20,24 +22,28 @@ _WRITING = Lock()
 
 def append(store: Store, line: dict[str, Any]) -> None:
     """Add one line. Threads of one process may."""
-    text = json.dumps(line, sort_keys=True) + "\n"
+    text = json.dumps(sealed(line), sort_keys=True) + "\n"
     if isinstance(store, LocalStore):
-        with open(store.root / LOG, "a", encoding="utf-8") as log:
-            log.write(text)
+        with open(store.root / LOG, "ab+") as log:
+            log.seek(-min(log.tell(), 1), os.SEEK_END)
+            # Half a line that a killed run, or a full disk, left must not take this one with it.
+            log.write((b"\n" if log.read(1) not in (b"", b"\n") else b"") + text.encode())
         return
     with _WRITING:
         store.write(LOG, _read(store) + text.encode())
 
 
 def lines(store: Store) -> list[dict[str, Any]]:
-    """Events in order; none where no log is."""
+    """Events in order, each as it was written; none where no log is."""
     found = []
     for line in _read(store).decode(errors="replace").splitlines():
         try:
-            found.append(json.loads(line))
+            event = json.loads(line)
+            # Lines of older runs have no hash.
+            found.append(unsealed(event) if isinstance(event, dict) and CHECK in event else event)
         except ValueError:
-            continue  # the last line of a killed run may be half written
-    return [line for line in found if isinstance(line, dict) and "prefix" in line]
+            continue  # damaged, or the last line of a killed run, half written
+    return [line for line in found if isinstance(line, dict) and {"prefix", "event"} <= line.keys()]
 
 
 def _read(store: Store) -> bytes:

@@ -10,14 +10,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
-from miner.artifacts.errors import BadInput
+from miner.artifacts.errors import BadInput, DamagedArtifact
 from miner.artifacts.manifest import MANIFEST, Draft, Manifest, canonical_json, find_artifact
 from miner.artifacts.pairs import PAIRS, Side, commit_pairs
+from miner.artifacts.sealed import sealed, unsealed
 from miner.artifacts.store import Store
 from pipelines.evidence import stop_of
 from pipelines.executors import Executor
 from pipelines.jobs import Task, settings_json
 from pipelines.log import LOG
+from pipelines.places import guarded
 from pipelines.plan import KEY_DIGITS, Step, plan
 from pipelines.progress import Progress
 from pipelines.settings import Settings
@@ -68,7 +70,7 @@ def saved_data(store: Store) -> Data | None:
 def prepare(settings: Settings, data: Data, store: Store) -> None:
     """Write down which data and settings this run folder is for. Raises BadInput if it is another data set's."""
     prepare_data(settings, data, store)
-    keep(store, SETTINGS, canonical_json(settings.dump()))
+    keep(store, SETTINGS, canonical_json(sealed(settings.dump())))
 
 
 def keep(store: Store, name: str, data: bytes) -> None:
@@ -115,7 +117,8 @@ def prepare_data(settings: Settings, data: Data, store: Store) -> None:
 
 
 def saved_settings(store: Store) -> Settings:
-    """The settings of the last `run` in this folder. Raises BadInput when there was none."""
+    """The settings of the last `run` in this folder. Raises BadInput when there was none, DamagedArtifact when they are
+    not what was written: to `gc`, fewer rounds would mean that the others can go."""
     try:
         found = store.read(SETTINGS)
     except (FileNotFoundError, NotADirectoryError) as missing:
@@ -123,9 +126,12 @@ def saved_settings(store: Store) -> Settings:
             f"{store.url}: no run here; `pipelines run RUN_FILE --run-dir {store.url}` starts one."
         ) from missing
     try:
-        raw = json.loads(found)
+        raw = unsealed(json.loads(found))
     except ValueError as broken:
-        raise BadInput(f"{store.url}/{SETTINGS}: not readable; run `pipelines run` again to rewrite it.") from broken
+        raise DamagedArtifact(
+            f"{store.url}/{SETTINGS}: not the settings that were written ({broken}); run the same `pipelines run` "
+            "again, which writes them anew."
+        ) from broken
     return Settings.parse(raw, f"{store.url}/{SETTINGS}")
 
 
@@ -178,11 +184,12 @@ def run(
 ) -> list[Step]:
     """Do everything that is not done. A second call does nothing; a call after a kill finishes the job.
 
-    `check` is called before and after every stage and raises when this run must stop (see `places.only_writer`).
-    `watch` is told what happens; rounds that were finished before are told `again`.
+    `check` is called before and after every stage, and before whatever this process writes into an object store; it
+    raises when this run must stop (see `places.only_writer`). `watch` is told what happens; rounds that were finished
+    before are told `again`.
     """
     watch = watch or Watch()
-    encoded = settings_json(settings)
+    encoded, store = settings_json(settings), guarded(store, check)
     store.sweep("")
     found = present(declare(settings, data), store)
     steps, found = _steps(settings, data, store, found)

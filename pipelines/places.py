@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from miner.artifacts.lease import hold_lease
 from miner.artifacts.locations import open_store
 from miner.artifacts.lock import hold
+from miner.artifacts.object_store import ObjectStore
 from miner.artifacts.probe import proven_once
 from miner.artifacts.store import LocalStore, Store
 
-__all__ = ["only_writer", "place"]
+__all__ = ["guarded", "only_writer", "place"]
 
 
 def place(location: str) -> Store:
@@ -35,3 +37,9 @@ def only_writer(store: Store) -> Iterator[Callable[[], None]]:
     proven_once(store)
     with hold_lease(store) as lease:
         yield lease.check
+
+
+def guarded(store: Store, check: Callable[[], None]) -> Store:
+    """The same store, into which this process writes only while `check` passes. A folder needs none: its lock is held
+    by whoever is stopped, too. Workers of Ray get the store without it: what they had begun they may still commit."""
+    return replace(store, guard=check) if isinstance(store, ObjectStore) else store

@@ -15,6 +15,7 @@ from miner.artifacts.errors import DamagedArtifact, QuintainError
 from miner.artifacts.manifest import MANIFEST, FileRecord, Manifest
 from miner.artifacts.pairs import PAIRS
 from miner.artifacts.records import whole_copy
+from miner.artifacts.sealed import unsealed
 from miner.artifacts.store import LocalStore, Store
 from pipelines.best import BEST
 from pipelines.contents import Contents, Place, look, place_of
@@ -159,11 +160,11 @@ def _own(store: Store, contents: Contents) -> Iterator[Finding]:
     name = _OWN[0]
     if name in contents.files:
         try:
-            json.loads(store.read(name))
+            unsealed(json.loads(store.read(name)))
         except FileNotFoundError:
             return
         except ValueError:
-            yield Finding(name, "not readable", f"{_AGAIN}, which writes it anew")
+            yield Finding(name, "not the settings that were written", f"{_AGAIN}, which writes it anew")
 
 
 def _unlisted(contents: Contents) -> Iterator[Finding]:

@@ -1,7 +1,7 @@
 """Epoch files: the whole training state after an epoch, so that a killed training goes on bit by bit where it was.
 
     epoch-0003.safetensors   raw weights, averaged weights, Adam's moments
-    epoch-0003.json          which training this is (`key`), SHA-256 of the other file, updates, the logs so far
+    epoch-0003.json          which training this is (`key`), SHA-256 of the other file, updates, the logs so far; sealed
 
 Both appear whole, the .json last. The two newest are kept. They lie in a folder, or in the store of a run, where
 another machine finds them too.
@@ -22,6 +22,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from miner.artifacts.errors import QuintainError
+from miner.artifacts.sealed import sealed, unsealed
 from miner.artifacts.store import LocalStore, Store
 
 __all__ = ["EpochFile", "Place", "read_latest", "write"]
@@ -59,7 +60,7 @@ def write(place: Place, key: str, state: EpochFile) -> None:
     digest = hashlib.sha256(tensors).hexdigest()
     about = {"key": key, "sha256": digest, "updates": state.updates, "logs": state.logs}
     place.store.write(_tensors(place, state.epoch), tensors)
-    place.store.write(_about(place, state.epoch), json.dumps(about).encode())
+    place.store.write(_about(place, state.epoch), json.dumps(sealed(about)).encode())
     for epoch in _found(place)[:-_KEPT]:
         place.store.remove(_about(place, epoch))
         place.store.remove(_tensors(place, epoch))
@@ -76,7 +77,7 @@ def read_latest(place: Place, key: str, last: int) -> EpochFile | None:
         name = _about(place, epoch)
         where = f"{place.store.url}/{name}"
         try:
-            about = json.loads(place.store.read(name))
+            about = unsealed(json.loads(place.store.read(name)))
             if about["key"] != key:
                 log.warning("%s belongs to another training (settings, data, tables or start differ); ignored.", where)
                 continue

@@ -94,7 +94,8 @@ _KINDS = {
 
 
 class Lease:
-    """What `hold_lease` gives. Long work calls `check` now and then: cheap, it asks the store nothing."""
+    """What `hold_lease` gives. Long work calls `check` now and then, and before it writes: mostly it asks the store
+    nothing."""
 
     def __init__(self, store: Store, prefix: str, term: _Term, skew: float) -> None:
         self._store, self._prefix, self._term, self._skew = store, prefix, term, skew
@@ -104,7 +105,13 @@ class Lease:
         self.epoch = 0
 
     def check(self) -> None:
-        """Raises AnotherWriter once another run has taken over."""
+        """Raises AnotherWriter once another run has taken over.
+
+        A process that was stopped for a while may be back before its heartbeat: where the lease is over by its own
+        clock, the store is asked first. Raises OSError when that fails.
+        """
+        if self._lost is None and time.time() > self._term.until:
+            self._renew()
         if self._lost is not None:
             raise AnotherWriter(self._lost)
 

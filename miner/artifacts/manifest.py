@@ -20,6 +20,7 @@ from typing import Any
 from miner.artifacts.errors import BadInput, DamagedArtifact
 from miner.artifacts.probe import proven_once
 from miner.artifacts.records import FileRecord, digest_file, whole_copy
+from miner.artifacts.sealed import sealed, unsealed
 from miner.artifacts.store import LocalStore, Store
 
 __all__ = [
@@ -210,7 +211,7 @@ class Draft:
 
     def _finished(self, name: str, record: FileRecord) -> FileRecord:
         done = {"input_key": input_key(self.kind, self.inputs), **asdict(record)}
-        self.store.write(f"{self.prefix}/{name}.done", canonical_json(done))
+        self.store.write(f"{self.prefix}/{name}.done", canonical_json(sealed(done)))
         return record
 
     def find_part(self, name: str) -> FileRecord | None:
@@ -240,7 +241,7 @@ class Draft:
         where = f"{self.store.url}/{self.prefix}/{name}.done"
         data = self.store.read(f"{self.prefix}/{name}.done")
         try:
-            done = json.loads(data)
+            done = unsealed(json.loads(data))
             key = done.pop("input_key")
             record = FileRecord(**done)
         except (ValueError, KeyError, TypeError, AttributeError) as broken:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def map_npy(path: Path, ndims: tuple[int, ...] = (2,)) -> Vectors:
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, _, dtype = read(file)
             stored = path.stat().st_size - file.tell()
-    except (ValueError, EOFError, UnicodeDecodeError, SyntaxError) as broken:
+    except (ValueError, EOFError, SyntaxError, TypeError, KeyError, tokenize.TokenError) as broken:
         raise BadInput(f"{path}: not a .npy file ({broken}); write it with numpy.save.") from broken
     if dtype.hasobject:
         raise BadInput(f"{path}: holds Python objects, which are never unpickled; save a (rows, dim) float array.")

@@ -44,7 +44,8 @@ class ObjectStore:
     OSErrors, where a folder raises OSError.
 
     `settings` are options of obstore that are no secrets (endpoint, region), as `open_store` finds them; `cache` is
-    where local copies lie, unless the environment says it (see `object_cache`).
+    where local copies lie, unless the environment says it (see `object_cache`). `guard` is called before anything is
+    written or removed and raises when this process may not; it stays in this process.
     """
 
     scheme: Scheme
@@ -53,6 +54,10 @@ class ObjectStore:
     settings: tuple[tuple[str, str], ...] = ()
     patience: float = 60.0
     cache: Path | None = field(default=None, compare=False)
+    guard: Callable[[], None] | None = field(default=None, compare=False, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "guard": None}
 
     @property
     def url(self) -> str:
@@ -66,6 +71,7 @@ class ObjectStore:
 
         client, key = self._client(), self._file(name)
         for attempt in range(_TRIES):
+            self._ask_guard()
             try:
                 with self._spoken(name):
                     try:
@@ -84,6 +90,7 @@ class ObjectStore:
         """See `Store`; large files go up in parts, and appear whole."""
         import obstore
 
+        self._ask_guard()
         part = max(_PART, -(-source.stat().st_size // _MOST_PARTS))
         with self._spoken(name):
             obstore.put(self._client(), self._file(name), source, chunk_size=part, max_concurrency=4)
@@ -92,6 +99,7 @@ class ObjectStore:
     def write(self, name: str, data: bytes) -> None:
         import obstore
 
+        self._ask_guard()
         with self._spoken(name):
             obstore.put(self._client(), self._file(name), data, chunk_size=_PART, max_concurrency=4)
 
@@ -157,6 +165,7 @@ class ObjectStore:
     def remove(self, name: str) -> None:
         import obstore
 
+        self._ask_guard()
         client, key = self._client(), self._key(name)
         if not key and not self.prefix:
             raise BadInput(f"{self.url}: a whole bucket is not emptied; remove what lies in it by name.")
@@ -223,6 +232,10 @@ class ObjectStore:
             with self._spoken(name):
                 got = again()
         raise AssertionError
+
+    def _ask_guard(self) -> None:
+        if self.guard is not None:
+            self.guard()
 
     def _key(self, name: str) -> str:
         parts = PurePosixPath(name).parts

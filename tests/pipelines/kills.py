@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests.pipelines.faults import Fault, arm
+
 ROOT = Path(__file__).parents[2]
 READS = ("read", "exists", "names", "local")
 WRITES = ("create", "put", "forget", "scratch", "write", "remove", "sweep")
@@ -46,10 +48,19 @@ class Warm:
         self._process.stdout.close()
         self._process.wait(60)
 
-    def __call__(self, *arguments: object, at: int = 0, after: bool = False, **environment: str) -> tuple[int, str]:
+    def __call__(
+        self, *arguments: object, at: int = 0, after: bool = False, fault: Fault | None = None, **environment: str
+    ) -> tuple[int, str]:
         """(exit code, what it said); -9 when it killed itself before (or after) operation `at`."""
-        found = self._ask(arguments, at, after, environment)
+        found = self._ask(arguments, at, after, environment, fault)
         return found["code"], found["said"]
+
+    def calls(self, *arguments: object, fault: Fault, **environment: str) -> list[str]:
+        """The calls of the system below `fault.root` of a command that is left alone, in order."""
+        found = self._ask(arguments, 0, False, environment, fault)
+        assert found["code"] == 0, found["said"]
+        names: list[str] = found["calls"]
+        return names
 
     def operations(self, *arguments: object, **environment: str) -> list[str]:
         """The operations of a command that is left alone, in order."""
@@ -58,10 +69,18 @@ class Warm:
         names: list[str] = found["operations"]
         return names
 
-    def _ask(self, arguments: tuple[object, ...], at: int, after: bool, environment: dict[str, str]) -> dict[str, Any]:
+    def _ask(
+        self,
+        arguments: tuple[object, ...],
+        at: int,
+        after: bool,
+        environment: dict[str, str],
+        fault: Fault | None = None,
+    ) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         about = {"arguments": [str(a) for a in arguments], "at": at, "after": after, "environment": environment}
+        about["fault"] = None if fault is None else dataclasses.asdict(fault)
         print(json.dumps(about), file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()
         assert answer, f"the warm process ended with {self._process.wait(60)}"
@@ -111,6 +130,8 @@ def _command(about: dict[str, Any], answer: int) -> None:
     from pipelines import log, places
     from pipelines.cli import main
 
+    fault = Fault(**about["fault"]) if about["fault"] else None
+    calls = arm(fault) if fault is not None else []
     counter = _Counter(about["at"], about["after"])
     append, added = log.append, counter.around("append", log.append)
     places.open_store = counter.store
@@ -123,7 +144,7 @@ def _command(about: dict[str, Any], answer: int) -> None:
     except BaseException:
         traceback.print_exc()
     finally:
-        told = {"code": code, "operations": counter.names, "modules": list(sys.modules)}
+        told = {"code": code, "operations": counter.names, "calls": calls, "modules": list(sys.modules)}
         os.write(answer, json.dumps(told).encode())
         sys.stdout.flush()
         sys.stderr.flush()

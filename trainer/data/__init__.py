@@ -46,7 +46,8 @@ class ImageSource(Protocol):
     """Images by row; an ndarray or a memory map satisfies it.
 
     A source whose images are made from something stored may also have `stored() -> Iterator[bytes]`, which stands for
-    what the images are in a fingerprint, and `broken`, a mapping row -> reason of those that could not be read so far.
+    what the images are in a fingerprint; `verify()`, which raises DamagedArtifact when a manifest tells that they are
+    not what was written; and `broken`, a mapping row -> reason of those that could not be read so far.
     """
 
     @property
@@ -77,7 +78,12 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the pairs, the captions and every image, in row order; each is read once, in blocks."""
+        """SHA-256 of the pairs, the captions and every image, in row order; each is read once, in blocks.
+
+        Raises DamagedArtifact for features that are not those that `trainer encode` wrote."""
+        verify = getattr(self.images, "verify", None)
+        if verify is not None:
+            verify()
         digest = hashlib.sha256(f"{self.pairs.fingerprint} {self.images.dtype} {self.image_shape}".encode())
         stored = getattr(self.images, "stored", None)
         if stored is not None:

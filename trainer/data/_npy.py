@@ -79,10 +79,14 @@ class Npy:
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a file of vectors, checked whenever they are read."""
+    """Some rows of a file of vectors, checked whenever they are read.
+
+    `verify` hashes a file that a manifest lists, and raises DamagedArtifact; a file of anybody's own is not checked.
+    """
 
     file: Npy
     rows: npt.NDArray[np.int64]
+    verify: Callable[[], object] | None = None
 
     @cached_property
     def shape(self) -> tuple[int, ...]:

@@ -17,12 +17,13 @@ and one of each is kept. The ids file says more, by what it holds:
   one caption, equal rows or not; with fewer rows, or `captions_per_image`, the captions' ids.
 
 Ids that are not given are numbers: of the image, of the caption's line. Where `trainer encode --backbone` wrote the
-folder, its manifest lists what every file held: captions and ids are checked when they are read, the vectors by
-`trainer data check`, since that is as much work as reading all of them.
+folder, its manifest lists what every file held: captions and ids are checked when they are read, the vectors when the
+fingerprint is taken, before training, encoding and evaluating, since that is as much work as reading all of them.
 """
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -109,7 +110,9 @@ def read(config: Config, split: Split) -> Dataset:
         tuple(text for _, text in texts.values()),
         f"{name} {stem}",
     )
-    return Dataset(pairs, Rows(file, layout.rows[:num_images]), name, split)
+    listed = written is not None and where.name in written.manifest.files
+    verify = functools.partial(written.path, where.name) if written is not None and listed else None
+    return Dataset(pairs, Rows(file, layout.rows[:num_images], verify), name, split)
 
 
 def verify(config: Config) -> None:
