@@ -65,6 +65,7 @@ def test_from_the_round_that_is_named_on_the_judged_are_dropped(base: Path) -> N
     assert CliRunner().invoke(main, ["status", str(root)]).output.count("stale") == 0
     run(base, folder, verdicts="moved.jsonl", verdicts_from=2)
     assert len(keys(base, "002/mine-i2t")) == 3
+    assert "note" not in CliRunner().invoke(main, ["verify", str(root)]).output  # the copies are the run's own
 
 
 def test_a_file_that_is_none_is_refused_before_anything_runs(base: Path) -> None:
