@@ -1,4 +1,4 @@
-"""An object store that answers wrongly, once at any request of a run: it goes on, or ends in a sentence; nothing is lost.
+"""An object store that answers wrongly, once at any request: the run goes on, or says what to do; nothing is lost.
 
 The wrong answer comes after the server has done what was asked, or in place of it.
 """
