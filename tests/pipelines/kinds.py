@@ -32,8 +32,8 @@ from miner.rows import open_rows
 from pipelines.cli import main
 from pipelines.compare import results
 from pipelines.jobs.analyze import counted
-from pipelines.jobs.report import PAGE
 from pipelines.removed import recorded
+from pipelines.report import PAGE
 from tests.pipelines.builders import raw_settings, write_toml, write_vectors
 from trainer import data as formats
 from trainer.backbones import Backbone
@@ -45,7 +45,7 @@ from trainer.pixels import Preprocessing
 ROOT = Path(__file__).parents[2]
 # Where the kind stands in a call that makes an artifact, and what stands there for a kind that a caller gives.
 _CALLS = {"Draft": 2, "draft_at": 2, "_draft": 1, "Stage": 3}
-_PASSED_ON = {"kind", "stage.kind", "filtering"}
+_PASSED_ON = {"source.manifest.kind", "kind", "stage.kind", "filtering"}
 
 
 @dataclass(frozen=True)

@@ -220,6 +220,17 @@ def test_what_no_manifest_lists_is_not_used_when_damaged(
     assert loose.read() == intact
 
 
+def test_half_a_line_takes_no_other_with_it(tmp_path: Path) -> None:
+    """As a killed run or a full disk leaves it."""
+    store = LocalStore(tmp_path)
+    line = {"stage": "r0/fit", "prefix": "rounds/000/fit/a", "event": "start"}
+    log.append(store, line)
+    whole = (tmp_path / log.LOG).read_bytes()
+    (tmp_path / log.LOG).write_bytes(whole + whole[:30])
+    log.append(store, {**line, "event": "done"})
+    assert log.lines(store) == [line, {**line, "event": "done"}]
+
+
 @pytest.mark.parametrize("amounts", [(100, 20), pytest.param(LOOSE, marks=pytest.mark.heavy)])
 def test_a_damaged_lease_never_leaves_two_writers(amounts: Amounts, tmp_path: Path) -> None:
     """It may free the place too early; who held it learns that at its next beat, before its next stage."""

@@ -112,9 +112,15 @@ class Folder(RuleBasedStateMachine):
                 self.run(variant)
         self.stack.close()
 
-    @initialize(begun=st.sampled_from([None, 0, 1]))
-    def begin(self, begun: int | None) -> None:
-        if begun is not None:
+    @initialize(begun=st.sampled_from([None, 0, 1]), at=st.integers(40, 250), which=st.integers(0, 10**6))
+    def begin(self, begun: int | None, at: int, which: int) -> None:
+        """Killed on its way and damaged there, where work is left that needs it; or done; half of each."""
+        if begun is None:
+            self.killed(0, at, False)
+            self.look()
+            if self.kept:
+                self.damage(which, 3 * which)
+        else:
             shutil.copytree(self.bench.undisturbed(begun), self.root)
             self.last = begun
             self.look()
