@@ -9,6 +9,8 @@ class AnchorList {
     this.order = new Int32Array(0);
     this.current = 0;
     this.waiting = false;
+    this.top = 0;
+    this.settled = 0;
     box.addEventListener("scroll", () => this.later(), { passive: true });
     box.addEventListener("keydown", (event) => this.key(event));
     space.addEventListener("click", (event) => {
@@ -66,6 +68,11 @@ class AnchorList {
     const first = Math.max(0, Math.floor(scrollTop / ROW) - AROUND);
     const last = Math.min(this.order.length, Math.ceil((scrollTop + clientHeight) / ROW) + AROUND);
     while (this.pool.length < last - first) this.pool.push(this.space.appendChild(this.row()));
+    // Past rows that fly by pictures would be read in vain: they wait until the list comes to rest.
+    const flying = Math.abs(first - this.top) > last - first;
+    this.top = first;
+    clearTimeout(this.settled);
+    this.settled = setTimeout(() => this.pool.forEach((row) => this.depict(row)), 80);
     // Row n of the list is always in the same place of the pool, so that scrolling redraws what comes into sight alone.
     const size = this.pool.length;
     const used = new Set();
@@ -73,11 +80,13 @@ class AnchorList {
       const row = this.pool[at % size];
       used.add(row);
       if (row.dataset.at !== String(at)) this.fill(row, at);
-      row.setAttribute("aria-selected", String(at === this.current));
+      if (!flying) this.depict(row);
+      const selected = String(at === this.current);
+      if (row.getAttribute("aria-selected") !== selected) row.setAttribute("aria-selected", selected);
     }
-    this.pool.forEach((row) => { row.hidden = !used.has(row); });
-    if (this.order.length) this.box.setAttribute("aria-activedescendant", `row-${this.current}`);
-    else this.box.removeAttribute("aria-activedescendant");
+    for (const row of this.pool) if (row.hidden === used.has(row)) row.hidden = !row.hidden;
+    const active = this.order.length ? `row-${this.current}` : "";
+    if (this.box.getAttribute("aria-activedescendant") !== active) this.box.setAttribute("aria-activedescendant", active);
   }
 
   row() {
@@ -97,9 +106,9 @@ class AnchorList {
     row.setAttribute("aria-posinset", String(at + 1));
     row.setAttribute("aria-setsize", String(this.order.length));
     row.style.transform = `translateY(${at * ROW}px)`;
-    const source = items.picture(direction.side, item);
-    image.hidden = !source;
-    if (source) image.src = source;
+    row.picture = items.picture(direction.side, item);
+    image.hidden = !row.picture;
+    image.removeAttribute("src");
     words.children[0].textContent = items.text(direction.side, item).slice(0, 200);
     const margin = direction.at("margin")[anchor];
     const above = direction.at("above")[anchor];
@@ -108,6 +117,13 @@ class AnchorList {
     words.children[1].textContent = facts.join(" · ");
     mark.textContent = margin < -1e8 ? "" : signed(margin, 2);
     mark.className = `row-mark${margin > 0 ? " much" : ""}`;
+  }
+
+  // The picture of a row, once.
+  depict(row) {
+    if (row.hidden || !row.picture) return;
+    row.firstChild.src = row.picture;
+    row.picture = "";
   }
 }
 
