@@ -94,7 +94,7 @@ def faults(bench: Bench, root: Path) -> list[Fault]:
 def test_some_faults(bench: Bench, tmp_path: Path) -> None:
     every = faults(bench, tmp_path / "run")
     assert len(every) > 300
-    for fault in random.Random(4).sample(every, 5):
+    for fault in random.Random(4).sample(every, 4):
         assert not bench.wrong(tmp_path / "run", fault)
         shutil.rmtree(tmp_path / "run")
 

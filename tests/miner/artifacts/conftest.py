@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,10 +27,20 @@ def moto() -> Iterator[int]:
     pytest.importorskip("flask_cors", reason="moto's server needs flask and flask-cors, which are not installed")
     server = pytest.importorskip("moto.server", reason="moto, the S3 server of these tests, is not installed")
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    running = server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    running.start()
-    yield running.get_host_and_port()[1]
-    running.stop()
+    responses = pytest.importorskip("moto.s3.responses").S3Response
+    put, one_at_a_time = responses.put_object, threading.Lock()
+
+    def put_object(self: object, *arguments: object) -> object:
+        with one_at_a_time:
+            return put(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        # It looks whether a key is there and then stores it, in threads that do not wait: S3 does both in one step.
+        monkeypatch.setattr(responses, "put_object", put_object)
+        running = server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+        running.start()
+        yield running.get_host_and_port()[1]
+        running.stop()
 
 
 @pytest.fixture(scope="session")
