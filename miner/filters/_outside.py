@@ -97,6 +97,8 @@ def _with_numbers(path: Path, schema: Any) -> Any:
                 if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
                     raise ValueError(f"line {number}: {name} is {json.dumps(value)[:40]}")
                 values.append(str(value) if str in kinds and isinstance(value, int) else value)
+    if not any(found.values()):
+        raise ValueError("no line in it")
     return pa.table(found, schema=schema)
 
 

@@ -772,6 +772,9 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_table(
             at / f"judged-{name}.csv", {**judged, "match": [int(row % period == 0) for row in range(len(rows))]}
         )
+        said = ["false_negative" if row % period == 0 else "fine" for row in range(len(rows))]
+        about = {"direction": ["i2t"] * len(rows), **judged, "verdict": said}
+        write_table(at / f"verdicts-{name}.csv", about)
     write_table(at / "graded.csv", {**judged, "match": [row % 4 for row in range(len(rows))]})
     lines = (folder / "pairs.csv").read_text().splitlines()
     (at / "other-pairs.csv").write_text("\n".join([*lines, f"{images[0]},{texts[-1]}"]) + "\n")
@@ -913,6 +916,8 @@ def cases(at: Path) -> dict[str, Case]:
     start += ["--direction", "i2t"]
     one, other = (["--judgements", at / f"judged-{name}.csv"] for name in ("a", "b"))
     case("calibrate --judgements", start, one, other, of_people)
+    one, other = (["--verdicts", at / f"verdicts-{name}.csv"] for name in ("a", "b"))
+    case("calibrate --verdicts", start, one, other, of_people)
     graded = [*start, "--judgements", at / "graded.csv"]
     case("calibrate --match-at", graded, ["--match-at", 1], ["--match-at", 3], of_people)
     asked = [*start, "--judgements", at / "judged-a.csv"]

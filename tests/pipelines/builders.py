@@ -43,7 +43,6 @@ def raw_settings(folder: Path, **sections: dict[str, Any]) -> dict[str, Any]:
         "fit": {"batch_size": 32, "lr": 5e-3, "threads": 1, "ema_decay": 0.9, "warmup_epochs": 1},
         "encode": {"shard_rows": 32, "batch_size": 16},
         "mine": {"k": 7, "shard_anchors": 32},
-        "watch": {"trackers": []},
         "executor": {"kind": "inline"},
     }
     for section, values in sections.items():

@@ -86,7 +86,7 @@ class Chaos:
 
     @staticmethod
     def _ended(root: Path) -> bool:
-        return bool(said(root).rstrip().endswith("report.html"))
+        return any(line.startswith("page: ") for line in said(root).splitlines())
 
     def _kill(self, victim: Victim, process: subprocess.Popen[bytes]) -> None:
         workers = self.nodes.workers()

@@ -97,6 +97,7 @@ def bench(moto: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench
         loss={"h_t": 3, "h_v": 3},
         fit={"batch_size": 16},
         encode={"shard_rows": 48},
+        watch={"trackers": []},
         mine={"k": 4, "shard_anchors": 48},
     )
     run_file = write_toml(base / "run.toml", raw)

@@ -69,6 +69,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         run={"rounds": 1, "first_epochs": 1, "epochs": 1},
         loss={"h_t": 3, "h_v": 3},
         fit={"batch_size": 16},
+        watch={"trackers": []},
         mine={"k": 4},
     )
     run_file = write_toml(base / "run.toml", raw)

@@ -291,7 +291,7 @@ def test_the_page_of_a_run_in_a_bucket(finished: str, tmp_path: Path) -> None:
     result = pipelines("report", finished, "--out", tmp_path / "page.html")
     assert result.exit_code == 0, result.output
     arrays, values = unpacked((tmp_path / "page.html").read_text())
-    assert values["i2t"]["rules"] == ["look_alike"]
+    assert values["i2t"]["rules"] == ["look-alike"]
     assert arrays["i2t.dropped"].sum() > 0
     assert buckets.objects(finished) == before
     assert "--verdicts FILE" in pipelines("serve", finished).output

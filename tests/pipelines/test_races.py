@@ -117,7 +117,12 @@ main(sys.argv[1:])
 @pytest.fixture(scope="module")
 def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("zombie")
-    raw = raw_settings(write_vectors(base, num=48), run={"rounds": 1, "first_epochs": 2, "epochs": 1}, mine={"k": 4})
+    raw = raw_settings(
+        write_vectors(base, num=48),
+        run={"rounds": 1, "first_epochs": 2, "epochs": 1},
+        mine={"k": 4},
+        watch={"trackers": []},
+    )
     return write_toml(base / "run.toml", raw)
 
 
