@@ -259,7 +259,8 @@ def scalars_in(folder: Path) -> dict[str, list[tuple[int, float]]]:
     from tensorboardX.proto.event_pb2 import Event as Written
 
     found: dict[str, list[tuple[int, float]]] = {}
-    for path in sorted(folder.glob("events.out.tfevents.*")):
+    # Names of files of one second are in no order.
+    for path in sorted(folder.glob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime_ns):
         data, at = path.read_bytes(), 0
         while at < len(data):  # length, its checksum, the event, its checksum
             length = int.from_bytes(data[at : at + 8], "little")
