@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from miner.artifacts.candidates import Candidates
+from miner.artifacts.dropped import DROPPED, dropped_table
 from miner.artifacts.errors import BadInput, DamagedArtifact
 from miner.artifacts.manifest import Artifact, Draft, FileRecord
-from miner.artifacts.negatives import DROPPED, NegativeBlock, write_negatives
+from miner.artifacts.negatives import NegativeBlock, write_negatives
 from miner.artifacts.pairs import Direction, Pairs, Side, Within, sides
 from miner.filters import Chosen, Context, Judge
-from miner.filters._dropped import dropped_table
 from miner.filters._items import listed
 
 __all__ = ["DEEPER", "Dropped", "Selected", "Selection", "depths_of", "write_selection"]

@@ -8,7 +8,7 @@
         lowest_positive  float32, the lowest similarity of the anchor to one of its own positives; null in a table of
                          i2i or t2t where it has none
     shortfalls.parquet   one row per anchor with fewer than k: anchor_id, found, wanted, lowest_positive, reason
-    dropped.parquet      where rules chose: what they passed over, see `miner.filters._dropped`
+    dropped.parquet      where rules chose: what they passed over, see `dropped`
 
 Provenance (direction, k, pairs, and what the caller adds: round, metric, index, checkpoint) is JSON under the key
 `quintain` of the Parquet footer, and in the manifest. The bytes depend on the content alone: not on the blocks it was
@@ -28,14 +28,14 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from miner.artifacts.dropped import read_dropped
 from miner.artifacts.errors import BadInput, DamagedArtifact
 from miner.artifacts.manifest import Artifact, Draft, FileRecord, canonical_json, open_artifact
 from miner.artifacts.pairs import Direction, Pairs, Within, sides
 
-__all__ = ["DROPPED", "NEGATIVES", "NegativeBlock", "NegativeTable", "write_negatives"]
+__all__ = ["NEGATIVES", "NegativeBlock", "NegativeTable", "write_negatives"]
 
 NEGATIVES = "negatives"
-DROPPED = "dropped.parquet"
 CSR: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 FOOTER_KEY = b"quintain"
 # Anchors per row group: fixed, so that the same table is the same file however it was cut into blocks.
@@ -328,18 +328,9 @@ class NegativeTable:
 
 
 def _dropped(artifact: Artifact, pairs: Pairs, direction: Direction) -> CSR | None:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    if DROPPED not in artifact.manifest.files:
+    found = read_dropped(artifact, pairs, direction)
+    if found is None:
         return None
-    columns = ["anchor_id", "negative_id"]
-    table = pq.read_table(pa.BufferReader(artifact.read(DROPPED)), columns=columns)
-    rows = []
-    for name, side in zip(columns, sides(direction), strict=True):
-        found = pc.index_in(table[name].cast(pa.string()), value_set=pairs.ids(side).arrow)
-        rows.append(found.combine_chunks().to_numpy(zero_copy_only=False).astype(np.int64))
-    order = np.argsort(rows[0], kind="stable")
-    counts = np.bincount(rows[0], minlength=len(pairs.ids(sides(direction)[0])))
-    return np.concatenate([[0], np.cumsum(counts)]), rows[1][order]
+    counts = np.bincount(found.anchors, minlength=len(pairs.ids(sides(direction)[0])))
+    order = np.argsort(found.anchors, kind="stable")
+    return np.concatenate([[0], np.cumsum(counts)]), found.candidates[order]

@@ -27,9 +27,9 @@ from pipelines.report.browser import Browser, browser
 from pipelines.report.charts import charts, score_curves
 from pipelines.report.embedding_map import project
 from pipelines.report.packing import pack
-from pipelines.report.view import DIRECTIONS, DroppedView, RoundView, RunView
+from pipelines.report.view import DIRECTIONS, RoundView, RunView
 
-__all__ = ["ANCHORS", "PAGE", "DroppedView", "RoundView", "RunView", "render"]
+__all__ = ["ANCHORS", "PAGE", "RoundView", "RunView", "render"]
 
 PAGE = "report.html"  # its name in a run folder
 ANCHORS = 100_000  # of each direction

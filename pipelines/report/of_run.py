@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from miner.artifacts.dropped import DroppedRows, read_dropped
 from miner.artifacts.embeddings import Embeddings
 from miner.artifacts.errors import BadInput
 from miner.artifacts.manifest import Artifact
-from miner.artifacts.negatives import DROPPED
-from miner.artifacts.pairs import Direction, Pairs, Side, sides
+from miner.artifacts.pairs import Direction, Side
 from miner.artifacts.store import Store
-from pipelines.report.view import DIRECTIONS, DroppedView, RunView
+from pipelines.report.view import DIRECTIONS, RunView
 from pipelines.stages import SHAPES_NOTHING
 from pipelines.summary import round_views
 
@@ -62,11 +62,12 @@ def run_view(store: Store, settings: Settings, steps: Sequence[Step], dataset: D
         for view in round_views(steps, store, dataset.pairs)
     ]
     last = max((view.round for view in rounds if view.tables), default=None)
-    dropped: dict[Direction, DroppedView] = {}
+    dropped: dict[Direction, DroppedRows] = {}
     vectors: dict[Side, npt.NDArray[np.float32]] = {}
     if last is not None:
         for direction in DIRECTIONS:
-            found = _dropped(store, done.get(f"r{last}/mine-{direction}"), dataset.pairs, direction)
+            mined = done.get(f"r{last}/mine-{direction}")
+            found = read_dropped(_artifact(store, mined), dataset.pairs, direction) if mined is not None else None
             if found is not None:
                 dropped[direction] = found
         vectors = _vectors(store, done, last)
@@ -95,25 +96,3 @@ def _vectors(store: Store, done: Mapping[str, Step], round_: int) -> dict[Side, 
             return {}
         found[side] = Embeddings.open(_artifact(store, step)).array()
     return found
-
-
-def _dropped(store: Store, step: Step | None, pairs: Pairs, direction: Direction) -> DroppedView | None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if step is None or DROPPED not in cast(Any, step.manifest).files:
-        return None
-    table = pq.read_table(pa.BufferReader(_artifact(store, step).read(DROPPED)))
-    rows = [
-        pairs.ids(side).rows(table[name].combine_chunks())
-        for side, name in zip(sides(direction), ("anchor_id", "negative_id"), strict=True)
-    ]
-    rule = table["rule"].combine_chunks().dictionary_encode()
-    return DroppedView(
-        rows[0],
-        rows[1],
-        table["rank"].to_numpy().astype(np.int64),
-        table["score"].to_numpy(),
-        np.asarray(rule.indices.to_numpy(zero_copy_only=False), dtype=np.int64),
-        tuple(rule.dictionary.to_pylist()),
-    )

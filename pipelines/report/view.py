@@ -12,10 +12,11 @@ import numpy.typing as npt
 from miner.artifacts.pairs import Direction, Side
 
 if TYPE_CHECKING:
+    from miner.artifacts.dropped import DroppedRows
     from miner.artifacts.negatives import NegativeTable
     from trainer.data import Dataset
 
-__all__ = ["DIRECTIONS", "DroppedView", "RoundView", "RunView"]
+__all__ = ["DIRECTIONS", "RoundView", "RunView"]
 
 DIRECTIONS: tuple[Direction, Direction] = ("i2t", "t2i")
 
@@ -45,19 +46,6 @@ class RoundView:
 
 
 @dataclass(frozen=True)
-class DroppedView:
-    """What rules dropped of one direction, by anchor and rank: (n,) rows of the pairs, ranks from 0 on, scores, and
-    positions in `rules`."""
-
-    anchors: npt.NDArray[np.int64]
-    candidates: npt.NDArray[np.int64]
-    ranks: npt.NDArray[np.int64]
-    scores: npt.NDArray[np.float32]
-    rule: npt.NDArray[np.int64]
-    rules: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class RunView:
     """A run. `dataset` is the split that was mined; `dropped` is of the last round with tables; `vectors` (items, dim)
     by side are those its tables were mined in, empty where they are gone."""
@@ -66,7 +54,7 @@ class RunView:
     rounds: Sequence[RoundView]
     title: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-    dropped: Mapping[Direction, DroppedView] = field(default_factory=dict)
+    dropped: Mapping[Direction, DroppedRows] = field(default_factory=dict)
     vectors: Mapping[Side, npt.NDArray[np.float32]] = field(default_factory=dict)
     seed: int = 0
 

@@ -12,12 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from miner.artifacts import dropped as dropped_module
 from miner.artifacts.errors import BadInput, DamagedArtifact
 from miner.artifacts.manifest import Draft
 from miner.artifacts.negatives import NEGATIVES, NegativeTable
 from miner.artifacts.pairs import Pairs, sides
 from miner.artifacts.store import LocalStore
-from miner.filters import _dropped, chosen, hub_cap
+from miner.filters import chosen, hub_cap
 from miner.select import Selection, depths_of, write_selection
 from tests.miner import filters_oracle
 from tests.miner.filters_oracle import (
@@ -278,7 +279,7 @@ def test_what_is_written(problem, oracle, tmp_path, direction, monkeypatch):
     stored = write(tmp_path / "d", selection(turned, other, said, 6, deepen=deepener(turned, direction)))
     for name in ("dropped.parquet", "shortfalls.parquet"):
         assert stored.read(name) == artifact.read(name)
-    monkeypatch.setattr(_dropped, "_GROUP", 50)
+    monkeypatch.setattr(dropped_module, "_GROUP", 50)
     small = write(tmp_path / "e", selection(made_up, candidates, said, 6, **deep))
     assert pd.read_parquet(small.path("dropped.parquet")).equals(frame)
     pieces = write(tmp_path / "f", selection(made_up, candidates, said, 6, block=2, **deep))

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from miner.artifacts.dropped import DroppedRows
 from miner.artifacts.negatives import NegativeTable
 from miner.artifacts.pairs import Direction, Pairs, sides
-from pipelines.report import DroppedView, RoundView, RunView, render
+from pipelines.report import RoundView, RunView, render
 from trainer.data import Dataset
 
 # What somebody may have written into a caption or an id to make a page do something.
@@ -104,12 +105,12 @@ def make_rounds(pairs: Pairs, k: int = 6) -> list[RoundView]:
     ]
 
 
-def make_dropped(pairs: Pairs, direction: Direction) -> DroppedView:
+def make_dropped(pairs: Pairs, direction: Direction) -> DroppedRows:
     """Two dropped of each of the first five anchors, rank 0 and 3, by two rules with hostile names."""
     anchors = np.repeat(np.arange(5), 2)
     size = len(pairs.ids(sides(direction)[1]))
     scores = np.linspace(2, 1, 10).astype(np.float32)
-    return DroppedView(
+    return DroppedRows(
         anchors, (anchors * 3 + 7) % size, np.tile([0, 3], 5), scores, np.tile([0, 1], 5), ("same-text", HOSTILE[1])
     )
 

@@ -14,20 +14,58 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from miner.artifacts.manifest import Draft, FileRecord
-from miner.artifacts.negatives import DROPPED
+from miner.artifacts.manifest import Artifact, Draft, FileRecord
 from miner.artifacts.pairs import Direction, Pairs, Within, sides
 
-__all__ = ["DroppedTable", "dropped_table"]
+__all__ = ["DROPPED", "DroppedRows", "DroppedTable", "dropped_table", "read_dropped"]
+
+DROPPED = "dropped.parquet"
 
 _GROUP = 1 << 20  # rows per row group, and held in memory
 Columns = tuple[npt.NDArray[Any], ...]
+
+
+@dataclass(frozen=True)
+class DroppedRows:
+    """The table as arrays, (n,) each, in its order: rows of the pairs, ranks from 0 on, scores, and positions in
+    `rules`."""
+
+    anchors: npt.NDArray[np.int64]
+    candidates: npt.NDArray[np.int64]
+    ranks: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float32]
+    rule: npt.NDArray[np.int64]
+    rules: tuple[str, ...]
+
+
+def read_dropped(artifact: Artifact, pairs: Pairs, direction: Direction | Within) -> DroppedRows | None:
+    """What stands beside a negative table; None where no rule was asked. Raises DamagedArtifact."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if DROPPED not in artifact.manifest.files:
+        return None
+    table = pq.ParquetFile(pa.BufferReader(artifact.read(DROPPED))).read()
+    anchors, candidates = (
+        pairs.ids(side).rows(table[name].combine_chunks())
+        for side, name in zip(sides(direction), ("anchor_id", "negative_id"), strict=True)
+    )
+    rule = table["rule"].combine_chunks().dictionary_encode()
+    return DroppedRows(
+        anchors,
+        candidates,
+        table["rank"].to_numpy().astype(np.int64),
+        table["score"].to_numpy(),
+        np.asarray(rule.indices.to_numpy(zero_copy_only=False), dtype=np.int64),
+        tuple(rule.dictionary.to_pylist()),
+    )
 
 
 @contextmanager
