@@ -211,7 +211,7 @@ def run(
         already = _finished(steps)
         try:
             made = execute(step, steps, encoded, store, executor, progress, check, watch)
-        except Exception as failed:
+        except Exception as failed:  # whatever it is, those who watch are told before it goes on its way
             why = (str(failed).splitlines() or [type(failed).__name__])[0]
             at = step.stage
             watch.tell(Event("round_failed", store.url, time.time(), at.round, at.label, level="error", message=why))

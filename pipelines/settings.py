@@ -11,7 +11,7 @@
 [analyze]   rounds, batch_size, batches   (here)
 [stop]      patience, overlap, gpu_hours  (stop.py)
 [watch]     trackers                      (trackers/)
-[executor]  kind, workers, address, ...   (here)
+[executor]  kind, workers, address, ...   (resources.py)
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from miner.artifacts.errors import BadInput
+from pipelines.resources import ExecutorConfig
 from pipelines.stop import StopConfig
 from pipelines.trackers import WatchConfig
 from trainer import registry
 
 __all__ = [
-    "DEMO", "ActorConfig", "AnalyzeConfig", "EncodeConfig", "ExecutorConfig", "IndexConfig", "MineConfig", "RunConfig",
-    "Settings",
+    "DEMO", "AnalyzeConfig", "EncodeConfig", "IndexConfig", "MineConfig", "RunConfig", "Settings",
 ]  # fmt: skip
 
 DEMO = Path(__file__).parent / "demo.toml"
@@ -147,6 +147,11 @@ class MineConfig(BaseModel):
         from miner.filters import chosen
 
         for rule in chosen(rules):
+            if any(getattr(rule.config, name) for name in getattr(rule.rule, "FILES", ())):
+                raise ValueError(
+                    f"rule {rule.name} reads a file, and a run would not notice when it changes; leave it to `miner "
+                    "filter`, or for verdicts set mine.verdicts"
+                )
             if rule.opposite or "image" in rule.contents:
                 needs = "the other direction's candidates" if rule.opposite else "pictures"
                 raise ValueError(
@@ -203,44 +208,6 @@ class AnalyzeConfig(BaseModel):
     rounds: Literal["none", "last", "all"] = "none"
     batch_size: int | None = Field(default=None, ge=2)
     batches: int | None = Field(default=None, ge=1)
-
-
-class ActorConfig(BaseModel):
-    """What one worker of a kind of stage takes of a node: `cpus`, on which `mine` searches with as many threads
-    (`encode` computes with one, whose bits differ from those of two), and `gpus`, whole ones or a share of one.
-
-    [default: a GPU where the cluster has one and the stage can use it: `mine` only with a faiss that sees it]
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    cpus: int = Field(default=1, ge=1)
-    gpus: float | None = Field(default=None, ge=0)
-
-    @field_validator("gpus")
-    @classmethod
-    def _whole(cls, gpus: float | None) -> float | None:
-        if gpus is not None and gpus > 1 and gpus != int(gpus):
-            raise ValueError("more than one GPU is a whole number of them")
-        return gpus
-
-
-class ExecutorConfig(BaseModel):
-    """Where stages run. Nothing here changes a byte of what they produce.
-
-    `ray` joins the cluster at `address`, or starts a local one with `workers` processes (0: one per core); `inline`
-    runs everything in this process. On a joined cluster at most `workers` work on a stage at once (0: as many as it has
-    room for, and as many more as join), and a stage that fits no node waits `patience` seconds for one that does.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    kind: Literal["ray", "inline"] = "ray"
-    workers: int = Field(default=0, ge=0)
-    address: str = ""
-    patience: float = Field(default=600, gt=0)
-    encode: ActorConfig = ActorConfig()
-    mine: ActorConfig = ActorConfig()
 
 
 @dataclass(frozen=True)

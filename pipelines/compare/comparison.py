@@ -21,7 +21,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from miner.artifacts.errors import BadInput
-from pipelines.settings import ExecutorConfig, Settings
+from pipelines.resources import ExecutorConfig
+from pipelines.settings import Settings
 from trainer import losses, registry
 
 __all__ = ["DEMO", "CompareConfig", "Comparison", "Member"]

@@ -10,7 +10,7 @@ from typing import Protocol
 from miner.artifacts.manifest import Artifact
 from pipelines.jobs import Task
 from pipelines.progress import Progress
-from pipelines.settings import ExecutorConfig
+from pipelines.resources import ExecutorConfig
 from pipelines.stages import Stage
 from pipelines.trackers import Observer
 

@@ -25,7 +25,7 @@ from pipelines.executors.ray_pool import Pool
 from pipelines.jobs import Task, artifact_at, job_of
 from pipelines.jobs.fit import FitJob
 from pipelines.progress import Progress
-from pipelines.settings import ActorConfig, ExecutorConfig
+from pipelines.resources import ActorConfig, ExecutorConfig
 from pipelines.stages import Stage
 
 __all__ = ["RayExecutor"]
@@ -71,7 +71,7 @@ class RayExecutor:
     def execute(self, task: Task, progress: Progress) -> Artifact:
         try:
             return artifact_at(task.draft.store, self._execute(task, progress))
-        except BaseException as failed:
+        except BaseException as failed:  # an interrupt too: the actors would hold what comes next
             self._release()
             if isinstance(failed, RayTaskError):
                 raise _cause(failed, task) from failed

@@ -50,6 +50,20 @@ def raw_settings(folder: Path, **sections: dict[str, Any]) -> dict[str, Any]:
     return raw
 
 
+def write_small_run(base: Path, **sections: dict[str, Any]) -> Path:
+    """A run file below `base` of as few operations as a run can have, for tests that stop it at every one of them."""
+    (base / "vectors").mkdir()
+    small: dict[str, dict[str, Any]] = {
+        "run": {"first_epochs": 1, "epochs": 1},
+        "loss": {"h_t": 3, "h_v": 3},
+        "fit": {"batch_size": 16},
+        "mine": {"k": 4},
+        "watch": {"trackers": []},
+    }
+    given = {name: {**small.get(name, {}), **sections.get(name, {})} for name in (*small, *sections)}
+    return write_toml(base / "run.toml", raw_settings(write_vectors(base / "vectors", num=48), **given))
+
+
 def write_toml(path: Path, raw: dict[str, Any]) -> Path:
     lines = []
     for section, values in raw.items():

@@ -20,7 +20,7 @@ from typing import Literal, get_args
 import pytest
 
 from tests.miner.artifacts.conftest import moto as moto
-from tests.pipelines.builders import raw_settings, write_toml, write_vectors
+from tests.pipelines.builders import write_small_run
 from tests.pipelines.kills import READS, Warm
 
 pytest.importorskip("obstore", reason="obstore is not installed: pip install 'quintain[cloud]'")
@@ -90,17 +90,7 @@ def digests(kind: Kind, where: str) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def bench(moto: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     base = tmp_path_factory.mktemp("kills")
-    (base / "vectors").mkdir()
-    raw = raw_settings(
-        write_vectors(base / "vectors", num=48),
-        run={"first_epochs": 1, "epochs": 1},
-        loss={"h_t": 3, "h_v": 3},
-        fit={"batch_size": 16},
-        encode={"shard_rows": 48},
-        watch={"trackers": []},
-        mine={"k": 4, "shard_anchors": 48},
-    )
-    run_file = write_toml(base / "run.toml", raw)
+    run_file = write_small_run(base, encode={"shard_rows": 48}, mine={"shard_anchors": 48})
     with pytest.MonkeyPatch.context() as monkeypatch:
         buckets.environment(monkeypatch, moto, base / "cache")
         with Warm() as warm:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipelines.builders import raw_settings, write_toml, write_vectors
+from tests.pipelines.builders import write_small_run
 from tests.pipelines.faults import ERRORS, Fault
 from tests.pipelines.kills import Warm
 from tests.pipelines.test_loop import hashes
@@ -63,16 +63,7 @@ def spoken(code: int, said: str) -> str:
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     base = tmp_path_factory.mktemp("faults")
-    (base / "vectors").mkdir()
-    raw = raw_settings(
-        write_vectors(base / "vectors", num=48),
-        run={"rounds": 1, "first_epochs": 1, "epochs": 1},
-        loss={"h_t": 3, "h_v": 3},
-        fit={"batch_size": 16},
-        watch={"trackers": []},
-        mine={"k": 4},
-    )
-    run_file = write_toml(base / "run.toml", raw)
+    run_file = write_small_run(base, run={"rounds": 1})
     with Warm() as warm:
         code, said = warm("run", run_file, "--run-dir", base / "undisturbed")
         assert code == 0, said

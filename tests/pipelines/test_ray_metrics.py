@@ -26,7 +26,7 @@ context = ray.init(
     _system_config={"metrics_report_interval_ms": 500},
 )
 from pipelines.executors import observers_of
-from pipelines.settings import ExecutorConfig
+from pipelines.resources import ExecutorConfig
 from pipelines.trackers import Event
 from pipelines.trackers._watch import Watch
 watch = Watch(print)

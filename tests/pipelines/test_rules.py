@@ -69,6 +69,8 @@ def test_other_rules_are_another_table(folder: Path, tmp_path: Path) -> None:
         (["near-image"], "needs pictures"),
         (["relativ-margin"], "Did you mean"),
         (["same-text", "same-text"], "given twice"),
+        (["block-list:file=pairs.csv"], "would not notice when it changes"),
+        (["verdicts:file=verdicts.json"], "set mine.verdicts"),
     ],
 )
 def test_rules_that_a_run_cannot_follow(folder: Path, tmp_path: Path, rules: list[str], said: str) -> None:
