@@ -23,7 +23,7 @@ from torch import Tensor
 from miner.artifacts.errors import BadInput
 from miner.artifacts.manifest import canonical_json
 from miner.artifacts.pairs import Direction
-from trainer import collapse, epochs, losses, models, sampling
+from trainer import collapse, compiled, epochs, losses, models, sampling
 from trainer.checkpoint import Checkpoint
 from trainer.chunks import Division, auxiliary_loss
 from trainer.data import Dataset
@@ -60,6 +60,7 @@ class FitConfig(BaseModel):
     `chunk_size` above 0 encodes at most so many images, then texts, at once and drops what their gradients need until
     the backward pass (`trainer.chunks`): the same gradients, an encoder runs forward twice, and a batch can be larger
     than memory. Batch statistics are then a chunk's.
+    `compile` runs both encoders through torch.compile, which takes a while at the start and needs a C++ compiler.
     `weight_decay` above 0 makes Adam AdamW. `threads` 0 leaves torch's choice. `precision` "auto" is bfloat16 on a GPU
     that has it, else float32.
     """
@@ -84,6 +85,7 @@ class FitConfig(BaseModel):
     min_count: int = Field(default=1, ge=1, description="a word joins the vocabulary from this many occurrences on")
     threads: int = Field(default=0, ge=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
@@ -163,6 +165,8 @@ def fit(
     with _threads(fit_config.threads), torch.random.fork_rng():
         trainee = Trainee(dataset, model_config, fit_config, start, device)
         inputs = Inputs.of(dataset, trainee.model)
+        if fit_config.compile:
+            compiled.encoders(trainee.model)
         total_epochs = fit_config.total_epochs or first_epoch + fit_config.epochs
         last_epoch = first_epoch + fit_config.epochs - 1
         said = f"{device.type} ({torch.get_num_threads()} threads), {str(precision).removeprefix('torch.')}"
