@@ -6,13 +6,15 @@ Every (model, seed) trains these arms, from the same initial weights and the sam
 
     triplet              online max-violation triplet, the baseline
     loop OffTri, ...     as quintain trains: the model finds its own negatives anew each round and goes on
+    near OffTri, ...     the same with batches composed from the tables (`fit.neighbourhood`): the offline negatives are
+                         in the batch, nothing is encoded in addition
     paper OffTri, ...    as the paper trains: the baseline finds the candidates, a fresh model trains on them; but its
                          first 4 epochs see online negatives alone, as loop's do
-    triplet, loop's time the triplet for as many epochs as fit into the time of `loop AdapOffQuin`, mining included;
-    triplet, paper's time   or of `paper AdapOffQuin`, its first model included (`--equal-time`). Costs are measured
-                         first, one after the other on the idle machine
+    triplet, near's time the triplet for as many epochs as fit into the time of `near AdapOffQuin`, mining included; or
+                         of `loop AdapOffQuin`; or of `paper AdapOffQuin`, its first model included (`--equal-time`).
+                         Costs are measured first, one after the other on the idle machine
 
-All but the last two update their model equally often. Figures are of the test set (1,000 photos, 5 captions each) with
+All but these last update their model equally often. Figures are of the test set (1,000 photos, 5 captions each) with
 the weights at the end of training: nothing is chosen on it, no epoch is picked. Differences are paired by seed, with
 Student's t for the 95% interval over seeds. R-precision counts captions of other photos that people judged to fit as
 well (`trainer.judgements.flickr8k`).
@@ -40,7 +42,8 @@ import numpy as np
 from pipelines.compare.results import interval
 
 FORMS = ("OffTri", "OffQuin", "AdapOffQuin")
-ARMS = ("triplet", *(f"{mode} {form}" for mode in ("loop", "paper") for form in reversed(FORMS)))
+MODES = ("loop", "near", "paper")
+ARMS = ("triplet", *(f"{mode} {form}" for mode in MODES for form in reversed(FORMS)))
 METRICS = ("rsum", "i2t_r1", "t2i_r1", "i2t_r_precision", "t2i_r_precision", "dev_rsum")
 
 # The published models at a size that two cores train in minutes: 256 dimensions instead of 1,024 or 2,048.
@@ -103,11 +106,12 @@ def settings_of(work: Path, model: str, seed: int, arm: str, epochs: int = EPOCH
     from pipelines.settings import Settings
 
     mode, _, form = arm.partition(" ")
-    run: dict[str, Any] = {"seed": seed, "rounds": 0, "first_epochs": epochs}
+    each = (EPOCHS - FIRST) // ROUNDS
+    run: dict[str, Any] = {"seed": seed, "rounds": ROUNDS, "first_epochs": epochs - ROUNDS * each, "epochs": each}
     if mode == "paper":
-        run |= {"rounds": 1, "restart": True, "epochs": EPOCHS}
-    elif mode == "loop":
-        run |= {"rounds": ROUNDS, "first_epochs": FIRST, "epochs": (EPOCHS - FIRST) // ROUNDS}
+        run |= {"rounds": 1, "restart": True, "first_epochs": EPOCHS, "epochs": EPOCHS}
+    elif mode == "near":
+        fit = {"neighbourhood": FIT["batch_size"], **fit}
     raw = {
         "run": run,
         "data": {"format": "vectors", "folder": str(work / "data" / MODELS[model]["images"])},
@@ -183,12 +187,24 @@ def run_member(work: Path, source: Path, model: str, seed: int, arms: Iterable[t
 
 def epochs_in_equal_time(work: Path, model: str, mode: str) -> int:
     """Epochs of the triplet in the time of `mode` AdapOffQuin, its first model and mining included."""
+    cost = costs_of(work, model, "near" if mode == "near" else "loop")
+    steps_per_epoch = FIT["steps_per_epoch"]
+    slower = cost["quintuplet step"] / cost["triplet step"]
+    mining = cost["mining"] / (cost["triplet step"] * steps_per_epoch)
+    if mode == "paper":
+        return round(EPOCHS + mining + FIRST + (EPOCHS - FIRST) * slower)
+    return round(FIRST + ROUNDS * mining + (EPOCHS - FIRST) * slower)
+
+
+def costs_of(work: Path, model: str, mode: str) -> dict[str, float]:
+    """Seconds of a step and of a round's mining, measured once with few steps."""
     from pipelines.summary import log_lines, seconds_by_prefix
 
-    name = MODELS[model]["model"]["name"]
+    name = f"{MODELS[model]['model']['name']}-{mode}"
     kept = work / f"cost-{name}.json"
     if not kept.exists():
-        steps, store = train(settings_of(work, model, 0, "loop AdapOffQuin", steps_per_epoch=40), work / "cost" / name)
+        few = settings_of(work, model, 0, f"{mode} AdapOffQuin", steps_per_epoch=100)
+        steps, store = train(few, work / "cost" / name)
         spent = seconds_by_prefix(store)
         epochs = {
             (line["stage"], line["epoch"]): line["seconds"] / line["steps"]
@@ -202,13 +218,8 @@ def epochs_in_equal_time(work: Path, model: str, mode: str) -> int:
             "mining": mining,
         }
         write(kept, json.dumps(costs))
-    cost = json.loads(kept.read_text())
-    steps_per_epoch = 30_000 // FIT["batch_size"]
-    slower = cost["quintuplet step"] / cost["triplet step"]
-    mining = cost["mining"] / (cost["triplet step"] * steps_per_epoch)
-    if mode == "paper":
-        return round(EPOCHS + mining + FIRST + (EPOCHS - FIRST) * slower)
-    return round(FIRST + ROUNDS * mining + (EPOCHS - FIRST) * slower)
+    found: dict[str, float] = json.loads(kept.read_text())
+    return found
 
 
 def report(found: list[dict[str, Any]], arms: list[str]) -> dict[str, Any]:
@@ -236,7 +247,9 @@ def report(found: list[dict[str, Any]], arms: list[str]) -> dict[str, Any]:
 @click.option("--seeds", default=3, type=click.IntRange(1), show_default=True)
 @click.option("--first-seed", default=0, type=click.IntRange(0), show_default=True)
 @click.option("--jobs", default=2, show_default=True, help="Trainings at a time, one thread each.")
-@click.option("--equal-time", type=click.Choice(["none", "loop", "paper", "both"]), default="loop", show_default=True)
+@click.option(
+    "--equal-time", default="near", show_default=True, help="Of which of loop, near, paper, by comma; or none."
+)
 @click.option("--work", default=Path("runs/quality-flickr8k"), type=click.Path(path_type=Path), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Write everything as JSON.")
 def main(
@@ -257,7 +270,9 @@ def main(
     chosen, wanted = arms.split(","), models.split(",")
     plan = {model: [(arm, EPOCHS) for arm in chosen] for model in wanted}
     for model in wanted:
-        for mode in {"none": (), "both": ("loop", "paper")}.get(equal_time, (equal_time,)):
+        for mode in () if equal_time == "none" else equal_time.split(","):
+            if mode not in MODES:
+                raise click.BadParameter(f"{mode!r} is none of {', '.join(MODES)}.", param_hint="--equal-time")
             plan[model].append((f"triplet, {mode}'s time", epochs_in_equal_time(work, model, mode)))
     found = []
     with ProcessPoolExecutor(jobs) as pool:

@@ -22,7 +22,7 @@ __all__ = ["SHAPES_NOTHING", "Data", "Stage", "Work", "declare"]
 Work = Literal["encode", "index", "tune", "mine", "fit", "evaluate", "analyze", "report"]
 # Raised when what a stage writes for the same inputs changes: artifacts of older code are then not reused.
 _REVISION: Mapping[str, int] = {
-    "encode": 1, "index": 1, "tune": 1, "mine": 2, "fit": 3, "evaluate": 1, "analyze": 1, "report": 2,
+    "encode": 2, "index": 1, "tune": 1, "mine": 2, "fit": 4, "evaluate": 2, "analyze": 1, "report": 2,
 }  # fmt: skip
 _LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "encode": ("torch",),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trainer.scoring import Step
+from trainer.similarities import Similarities
 
 __all__ = ["OBSERVED", "collapsed", "observe"]
 
@@ -20,26 +20,26 @@ _ALIKE, _NARROW = 0.004, 0.2
 
 
 @torch.no_grad()
-def observe(step: Step) -> Tensor:
+def observe(similarities: Similarities, images: Tensor, texts: Tensor) -> Tensor:
     """(4,) float32, in the order of `OBSERVED`; zeros for a batch without any negative.
 
     Mean score of the valid off-diagonal entries; share of anchors (both directions) whose hardest negative scores above
     their positive; mean of hardest negative minus positive; mean over dimensions and both sides of the embeddings'
-    standard deviation, times sqrt(dim), which is 1 for directions spread evenly.
+    standard deviation, times sqrt(dim), which is 1 for directions spread evenly. `images` (I, dim) and `texts` (T, dim)
+    are the embeddings that were compared.
     """
-    similarities = step.similarities
     hardest = [side.hardest for side in similarities.sides("valid")]
     gap = torch.cat([found.score - similarities.positive for found in hardest])
     has = torch.cat([found.has for found in hardest])
     count = has.sum().clamp(min=1)
     valid = similarities.valid
-    spread = torch.stack([side.std(0, unbiased=False).mean() for side in (step.images, step.texts)]).mean()
+    spread = torch.stack([side.std(0, unbiased=False).mean() for side in (images, texts)]).mean()
     return torch.stack(
         [
             (similarities.scores * valid).sum() / valid.sum().clamp(min=1),
             ((gap > 0) & has).sum() / count,
             (gap * has).sum() / count,
-            spread * step.images.shape[1] ** 0.5,
+            spread * images.shape[1] ** 0.5,
         ]
     ).float()
 

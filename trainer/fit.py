@@ -23,9 +23,11 @@ from torch import Tensor
 from miner.artifacts.errors import BadInput
 from miner.artifacts.manifest import canonical_json
 from miner.artifacts.pairs import Direction
-from trainer import collapse, epochs, losses, models, sampling
+from trainer import collapse, compiled, epochs, losses, models, sampling
 from trainer.checkpoint import Checkpoint
+from trainer.chunks import Division, auxiliary_loss
 from trainer.data import Dataset
+from trainer.processes import Processes
 from trainer.scoring import Inputs, score
 from trainer.similarities import Similarities
 from trainer.steps import steps_of
@@ -55,6 +57,10 @@ class FitConfig(BaseModel):
     `trainer.neighbourhoods`): so many pairs come together with each other's negatives, and nothing is encoded beyond
     the batch. 3 are a quintuplet; as many as `batch_size` make the batch one neighbourhood. 1 draws batches at random
     and encodes the negatives in addition.
+    `chunk_size` above 0 encodes at most so many images, then texts, at once and drops what their gradients need until
+    the backward pass (`trainer.chunks`): the same gradients, an encoder runs forward twice, and a batch can be larger
+    than memory. Batch statistics are then a chunk's.
+    `compile` runs both encoders through torch.compile, which takes a while at the start and needs a C++ compiler.
     `weight_decay` above 0 makes Adam AdamW. `threads` 0 leaves torch's choice. `precision` "auto" is bfloat16 on a GPU
     that has it, else float32.
     """
@@ -73,11 +79,13 @@ class FitConfig(BaseModel):
     warmup_epochs: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     online_epochs: int = Field(default=0, ge=0)
     neighbourhood: int = Field(default=1, ge=1)
+    chunk_size: int = Field(default=0, ge=0)
     seed: int = Field(default=0, ge=0)
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     min_count: int = Field(default=1, ge=1, description="a word joins the vocabulary from this many occurrences on")
     threads: int = Field(default=0, ge=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
@@ -142,7 +150,8 @@ def fit(
 
     `start` continues a model (weights, averages, moments); without it a fresh one is made from the seed. `scratch`
     (a folder, or a place in a store) holds epoch files: the same call after a kill goes on from the newest, after
-    passing the finished epochs' logs to `progress`. A loss that can use tables trains on online negatives alone when
+    passing the finished epochs' logs to `progress`. Where `torch.distributed` has a process group, its processes train
+    together; the first one writes and reports. A loss that can use tables trains on online negatives alone when
     `tables` is None.
 
     Raises BadInput when data, model, tables, device and start do not fit together, and when the loss is no longer
@@ -156,12 +165,20 @@ def fit(
     with _threads(fit_config.threads), torch.random.fork_rng():
         trainee = Trainee(dataset, model_config, fit_config, start, device)
         inputs = Inputs.of(dataset, trainee.model)
+        if fit_config.compile:
+            compiled.encoders(trainee.model)
         total_epochs = fit_config.total_epochs or first_epoch + fit_config.epochs
         last_epoch = first_epoch + fit_config.epochs - 1
         said = f"{device.type} ({torch.get_num_threads()} threads), {str(precision).removeprefix('torch.')}"
+        processes = Processes.here()
+        if processes.size > 1 and trainee.model.has_auxiliary_loss:
+            raise BadInput(
+                f"model {models.name_of(model_config)} has a loss of its own, which is not shared out among processes; "
+                "train with one process, or turn that loss off."
+            )
         logs: list[EpochLog] = []
         key = _key(dataset, model_config, loss_config, fit_config, tables, start, first_epoch) if scratch else ""
-        kept = epochs.Place.of(scratch) if scratch else None
+        kept = epochs.Place.of(scratch) if scratch and processes.first else None
         resumed = epochs.read_latest(kept, key, last_epoch) if kept else None
         if resumed is not None:
             trainee.restore(resumed.tensors, resumed.updates)
@@ -169,7 +186,8 @@ def fit(
             for log in logs:
                 progress(replace(log, resumed=True))
         warm = _is_warm(logs[-1]) if logs else start is not None and start.warm
-        for epoch in range(first_epoch + len(logs), last_epoch + 1):
+        done, warm = trainee.follow_first(processes, len(logs), warm)
+        for epoch in range(first_epoch + done, last_epoch + 1):
             at_least = fit_config.warmup_epochs
             cold = not warm if at_least == "auto" else epoch < at_least
             warm_up = cold and loss_config.warm_up is not None
@@ -177,11 +195,12 @@ def fit(
                 trainee, inputs, loss_config, fit_config, tables, epoch, total_epochs, device, precision, said, warm_up
             )
             logs.append(log)
-            warm = _is_warm(log)
+            _, warm = trainee.follow_first(processes, len(logs), _is_warm(log))
             if kept is not None:
                 state = epochs.EpochFile(epoch, trainee.updates, trainee.tensors(), [asdict(log) for log in logs])
                 epochs.write(kept, key, state)
-            progress(log)
+            if processes.first:
+                progress(log)
         return trainee.checkpoint(last_epoch + 1, warm)
 
 
@@ -208,7 +227,8 @@ def _epoch(
     effective = effective.warm_up if warm_up else effective
     offline = tables if effective.needs_tables else None
     trainee.model.train()
-    steps, items = steps_of(inputs, effective, config, offline, epoch)
+    division = Division(config.chunk_size, Processes.here())
+    steps, items = steps_of(inputs, effective, config, offline, epoch, division, pinned=device.type == "cuda")
     part_names: list[str] = []
     figure_names: list[str] = []
     rows: list[Tensor] = []
@@ -216,21 +236,21 @@ def _epoch(
     # The reading thread draws no random number of torch's, so the seed set here is the step's alone.
     with items as ahead:
         for step, gathered in enumerate(ahead):
-            torch.manual_seed(sampling.step_seed(config.seed, epoch, step))
-            scored = score(trainee.model, gathered, device, precision)
+            seed = sampling.step_seed(config.seed, epoch, step)
+            torch.manual_seed(seed)
+            scored = score(trainee.model, gathered, device, precision, seed)
             parts = losses.parts(effective, scored.similarities)
             if trainee.model.has_auxiliary_loss:
-                images, tokens, lengths = gathered.of_pairs()
-                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
-                    parts["model"] = trainee.model.auxiliary_loss(images.to(device), tokens.to(device), lengths)
+                parts["model"] = auxiliary_loss(trainee.model, gathered, device, precision)
             loss = torch.stack(list(parts.values())).sum()
             lr = learning_rate(config, epoch + step / steps, total_epochs)
-            trainee.update(loss, lr)
+            scored.backward(loss)
+            trainee.update(lr)
             seen += gathered.num_pairs
             figures = losses.figures(effective, scored.similarities)
             part_names, figure_names = list(parts), list(figures)
             gap = _offline_hardness(scored.similarities)
-            observed = collapse.observe(scored)
+            observed = collapse.observe(scored.similarities, scored.images, scored.texts)
             named = torch.stack([value.detach().float() for value in (*parts.values(), *figures.values())])
             rows.append(torch.cat([named, gap, observed]))
     means = torch.stack(rows).double().mean(0).cpu().tolist()
@@ -342,6 +362,8 @@ def _key(
         "first_epoch": first_epoch,
         "torch": torch.__version__,
     }
+    if Processes.here().size > 1:
+        settings["processes"] = Processes.here().size
     digest = hashlib.sha256(canonical_json(settings))
     for direction in DIRECTIONS if tables is not None else ():
         assert tables is not None

@@ -12,6 +12,7 @@ from miner.artifacts.errors import BadInput
 from trainer import models, sampling
 from trainer.checkpoint import Checkpoint
 from trainer.data import Dataset
+from trainer.processes import Processes
 
 if TYPE_CHECKING:
     from trainer.fit import FitConfig
@@ -63,18 +64,33 @@ class Trainee:
             _copy(self.average, self.names, "", start.weights)
             self._set_moments(start.state, start.updates)
 
-    def update(self, loss: Tensor, lr: float) -> None:
-        """One step of Adam on the clipped gradient; the average follows, faster at first to forget the start."""
+    def update(self, lr: float) -> None:
+        """One step of Adam on the clipped gradient, which is then gone; the average follows, faster at first to forget
+        the start."""
         for group in self.adam.param_groups:
             group["lr"] = lr * group["scale"]
-        self.adam.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.raw, self.config.clip)
         self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
         self.updates += 1
         if self.config.ema_decay > 0:
             decay = min(self.config.ema_decay, (1 + self.updates) / (10 + self.updates))
             torch._foreach_lerp_(self.average, [parameter.detach() for parameter in self.raw], 1 - decay)
+
+    def follow_first(self, processes: Processes, epochs: int, warm: bool) -> tuple[int, bool]:
+        """Take over the first process's state, batch statistics too, and its word on epochs done and warmth."""
+        if processes.size == 1:
+            return epochs, warm
+        told = torch.tensor([epochs, self.updates, int(warm)], device=self.raw[0].device)
+        processes.copy_first([told])
+        epochs, self.updates, warmth = told.tolist()
+        for parameter in self.raw:
+            if not self.adam.state[parameter]:
+                self.adam.state[parameter] = _moments(torch.zeros_like(parameter), torch.zeros_like(parameter), 0)
+            self.adam.state[parameter]["step"].fill_(self.updates)
+        moments = [self.adam.state[p][name] for p in self.raw for name in ("exp_avg", "exp_avg_sq")]
+        processes.copy_first([*self.raw, *self.average, *moments, *self.buffers])
+        return epochs, bool(warmth)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         """One group of parameters per scale of the learning rate; weight decay is decoupled (AdamW)."""
@@ -106,11 +122,9 @@ class Trainee:
 
     def _set_moments(self, tensors: Mapping[str, Tensor], updates: int) -> None:
         for name, raw in zip(self.names, self.raw, strict=True):
-            self.adam.state[raw] = {
-                "step": torch.tensor(float(updates), device=raw.device),
-                "exp_avg": tensors[f"exp_avg/{name}"].to(raw.device, copy=True),
-                "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(raw.device, copy=True),
-            }
+            average, squared = tensors[f"exp_avg/{name}"], tensors[f"exp_avg_sq/{name}"]
+            at = raw.device
+            self.adam.state[raw] = _moments(average.to(at, copy=True), squared.to(at, copy=True), updates)
 
     def checkpoint(self, epoch: int, warm: bool) -> Checkpoint:
         tensors = self.tensors()
@@ -121,6 +135,12 @@ class Trainee:
         return Checkpoint(
             self.model_config, self.model.tokenizer, self.image_shape, weights, state, epoch, self.updates, warm
         )
+
+
+def _moments(average: Tensor, squared: Tensor, updates: int) -> dict[str, Tensor]:
+    """Adam's state of one parameter."""
+    step = torch.tensor(float(updates), device=average.device)
+    return {"step": step, "exp_avg": average, "exp_avg_sq": squared}
 
 
 @torch.no_grad()

@@ -73,3 +73,28 @@ def test_no_rows_and_unknown_rows(toys: SimpleNamespace) -> None:
     assert encode_rows(model, dataset, "text", np.arange(0)).shape == (0, 64)
     with pytest.raises(BadInput, match="row 300 of 300 images"):
         encode_rows(model, dataset, "image", np.array([300]))
+
+
+def test_texts_of_like_lengths_are_encoded_together(toys: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within every block of fixed rows; each text where it belongs."""
+    model, dataset = toy(toys)
+    monkeypatch.setattr("trainer.encode.BLOCK", 256)  # so that this small set has several
+    seen: list[tuple[tuple[int, ...], list[int]]] = []
+    encode = model.encode_texts
+
+    def spy(tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        seen.append((tuple(tokens.shape), lengths.tolist()))
+        return encode(tokens, lengths)
+
+    model.encode_texts = spy  # type: ignore[method-assign]  # to see what it is given
+    size = dataset.pairs.num_texts
+    assert size > 512
+    found = encode_rows(model, dataset, "text", np.arange(size), batch_size=64)
+    for first in range(0, len(seen), 4):
+        lengths = [length for _, batch in seen[first : first + 4] for length in batch]
+        assert lengths == sorted(lengths)
+    assert all(shape == (len(lengths), max(lengths)) for shape, lengths in seen)
+    for row in (0, 7, 255, 256, size - 1):
+        tokens, lengths = model.tokenizer.encode([dataset.pairs.texts[row]])
+        alone = encode(torch.from_numpy(tokens), torch.from_numpy(lengths)).detach().numpy()[0]
+        np.testing.assert_allclose(found[row], alone, atol=1e-5)

@@ -21,7 +21,7 @@ from trainer.data import Dataset
 from trainer.encode import encode_rows
 from trainer.evaluate import metrics
 from trainer.fit import WARM, EpochLog, FitConfig, fit, learning_rate
-from trainer.scoring import Inputs, Step, gather, score
+from trainer.scoring import Inputs, gather, score
 from trainer.similarities import Similarities
 
 MODEL = models.configure("vsepp", {"dim": 16, "word_dim": 8})
@@ -296,7 +296,7 @@ def test_a_collapsed_model_is_said() -> None:
     spread = torch.nn.functional.normalize(torch.randn(16, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     valid = ~torch.eye(16, dtype=torch.bool)
     for embeddings, expected in ((point, True), (spread, False)):
-        observed = collapse.observe(Step(Similarities(embeddings @ embeddings.T, valid), embeddings, embeddings))
+        observed = collapse.observe(Similarities(embeddings @ embeddings.T, valid), embeddings, embeddings)
         warning = collapse.collapsed(dict(zip(collapse.OBSERVED, observed.tolist(), strict=True)), has_warm_up=True)
         assert (warning is not None) == expected
     assert dict(zip(collapse.OBSERVED, observed.tolist(), strict=True))["std"] == pytest.approx(1, abs=0.1)

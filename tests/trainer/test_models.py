@@ -21,6 +21,7 @@ from trainer.checkpoint import CHECKPOINT, Checkpoint
 from trainer.data import Dataset
 from trainer.encode import encode_rows
 from trainer.fit import EpochLog, FitConfig, fit
+from trainer.models._towers import WordStates
 
 FACTORY = """
 import torch
@@ -202,3 +203,24 @@ def test_shifting_moves_whole_pictures() -> None:
 def test_what_is_no_picture_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(BadInput, match="take the model"):
         models.build(models.configure("cnn_gru"), oracle.VOCABULARY, shape)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_captions_in_groups_have_the_states_of_each_alone(bidirectional: bool) -> None:
+    """More captions than are worked on at once, of all lengths: states and gradients."""
+    torch.manual_seed(0)
+    words = WordStates(20, 4, 3, bidirectional=bidirectional)
+    lengths = torch.randint(1, 12, (450,))
+    tokens = torch.randint(1, 20, (450, 12)) * (torch.arange(12) < lengths[:, None])
+    weights = torch.rand(450, 12, 3) * (torch.arange(12) < lengths[:, None])[:, :, None]
+    states = words(tokens, lengths)
+    assert states.shape == (450, 12, 3)
+    (states * weights).sum().backward()
+    found = {name: p.grad.clone() for name, p in words.named_parameters() if p.grad is not None}
+    words.zero_grad()
+    alone = [words(tokens[row : row + 1, :n], lengths[row : row + 1])[0] for row, n in enumerate(lengths.tolist())]
+    torch.stack([(each * weights[row, : len(each)]).sum() for row, each in enumerate(alone)]).sum().backward()
+    for row, each in enumerate(alone):
+        torch.testing.assert_close(states[row, : len(each)], each, rtol=1e-5, atol=1e-6)
+    for name, parameter in words.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-4)

@@ -44,6 +44,15 @@ if TYPE_CHECKING:
     help="With --negatives: compose batches of so many pairs that bring each other's negatives (3: a quintuplet), so "
     "that no more is encoded than without any. 1: batches at random, negatives encoded in addition.",
 )
+@click.option(
+    "--chunk-size",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="ITEMS",
+    help="Encode so many images or texts at a time and a second time in the backward pass: the same gradients, in the "
+    "memory of a chunk. 0: a batch at once.",
+)
 @click.option("--lr", type=float, default=2e-4, show_default=True, help="Learning rate of Adam.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="CPU threads. [default: torch's choice]")
@@ -76,6 +85,8 @@ def fit(
         trainer fit --data flickr8k/ --model vsrn:dim=1024,caption_loss=1 --out runs/vsrn
         trainer fit --data coco/ --model clip:path=/models/clip-vit-base,tuning=lora --lr 1e-5 --out runs/clip
         trainer fit --data flickr8k/ --settings vsepp.toml --out runs/vsepp
+        trainer fit --data coco/ --batch-size 4096 --chunk-size 128 --out runs/large
+        torchrun --standalone --nproc-per-node 4 --no-python trainer fit --data coco/ --out runs/four
 
     \b
     Objectives, each with its settings in the file that documents it, trainer/losses/NAME.py:
@@ -88,6 +99,9 @@ def fit(
     Models, each with its settings in trainer/models/NAME.py:
         vsepp, vsrn, vse_inf (text=bert), scan, bfan: precomputed vectors or regions;
         clip: pictures, any dual encoder of transformers; cnn_gru: small pictures; custom: factory=module:function.
+
+    Processes that torchrun starts share out the encoding of every batch of --batch-size pairs, and all of them compare
+    it whole: the model is that of one process, to rounding. They need see the same --data; --out is the first one's.
 
     The first epochs use all negatives, until the model can bear the hardest ones. After an interruption the same
     command goes on from the last finished epoch; when it has finished, it does nothing. A flag given here wins over
@@ -103,6 +117,7 @@ def fit(
     from trainer.checkpoint import CHECKPOINT, Checkpoint
     from trainer.fit import FitConfig
     from trainer.fit import fit as train
+    from trainer.processes import joined
     from trainer.tables import open_tables
 
     if quintuplet and loss:
@@ -138,15 +153,20 @@ def fit(
         "start": begin.fingerprint if begin else None,
         "torch": torch.__version__,
     }
-    click.get_current_context().with_resource(hold(out))
-    draft = draft_at(out, ".", CHECKPOINT, inputs)
-    done = draft.committed()
-    if done is not None:
-        done.verify()
-        click.echo(f"already done: {out}")
+    context = click.get_current_context()
+    processes = context.with_resource(joined())
+    if processes.first:
+        context.with_resource(hold(out))
+        draft = draft_at(out, ".", CHECKPOINT, inputs)
+        done = draft.committed()
+        if done is not None:
+            done.verify()
+            click.echo(f"already done: {out}")
+    if processes.said_by_first(done is not None if processes.first else False):
         return
-    pairs = dataset.pairs
-    click.echo(f"{dataset.name} train: {pairs.num_images} images, {pairs.num_texts} texts, {pairs.num_pairs} pairs")
+    if processes.first:
+        pairs = dataset.pairs
+        click.echo(f"{dataset.name} train: {pairs.num_images} images, {pairs.num_texts} texts, {pairs.num_pairs} pairs")
     scratch, history = out / ".epochs", []
 
     def told(log: EpochLog) -> None:
@@ -164,6 +184,8 @@ def fit(
         scratch=scratch,
         progress=told,
     )
+    if not processes.first:
+        return
     checkpoint.commit(draft, history)
     shutil.rmtree(scratch, ignore_errors=True)
     click.echo(f"checkpoint: {out}")

@@ -47,10 +47,17 @@ class BatchNorm(nn.BatchNorm1d):
         return alone.view_as(values)
 
 
+# On the CPU rows of like lengths are worked on together, so many at most: padding costs as much as words, and the
+# backward pass over packed rows fills a gradient of all its steps once per step. VSE∞ of 1,024 dimensions, 2 threads,
+# 363 captions: 4.3 s at once, 2.0 s in two groups; one way, 3.0 s at once, 1.9 s in six.
+_GROUP = {"one way": 64, "two ways": 192}
+
+
 class WordStates(nn.Module):
     """Embedding, then a one-layer GRU: a state per word, (B, L, hidden). Two directions are averaged.
 
-    Padding changes no state of a real word: one way by causality, two ways because the rows are packed.
+    Padding changes no state of a real word: one way by causality, two ways because the rows are packed. What stands
+    beyond a row's length may be anything, but finite.
     """
 
     def __init__(self, words: int, word_dim: int, hidden: int, *, bidirectional: bool, dropout: float = 0.0) -> None:
@@ -61,17 +68,38 @@ class WordStates(nn.Module):
         self.gru = nn.GRU(word_dim, hidden, batch_first=True, bidirectional=bidirectional)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Tokens (B, L) int64, lengths (B,) -> (B, L, hidden); zeros beyond a row's length when two-way."""
+        """Tokens (B, L) int64, lengths (B,) -> (B, L, hidden)."""
         words = self.dropout(self.embedding(tokens))
-        if not self.gru.bidirectional:
+        two_ways = self.gru.bidirectional
+        size = _GROUP["two ways" if two_ways else "one way"] if words.device.type == "cpu" else len(words)
+        groups = -(-len(words) // size) if len(words) else 1
+        if groups == 1 and not two_ways:
             states: Tensor = self.gru(words)[0]
             return states
         # Longest first: left to sort by itself, unpacking waits for the device to tell it the order.
         lengths, order = lengths.cpu().sort(descending=True)
-        packed = nn.utils.rnn.pack_padded_sequence(words[order.to(words.device)], lengths, batch_first=True)
-        both, _ = nn.utils.rnn.pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=tokens.shape[1])
-        forward, backward = both[order.argsort().to(words.device)].chunk(2, dim=2)
+        words, longest = words[order.to(words.device)], tokens.shape[1]
+        run = self._packed if two_ways else self._trimmed
+        states = torch.cat(
+            [run(*rows, longest) for rows in zip(words.chunk(groups), lengths.chunk(groups), strict=True)]
+        )[order.argsort().to(words.device)]
+        if not two_ways:
+            return states
+        forward, backward = states.chunk(2, dim=2)
         return (forward + backward) / 2
+
+    def _trimmed(self, words: Tensor, lengths: Tensor, longest: int) -> Tensor:
+        """Rows (B, L, word_dim), longest first -> (B, longest, hidden), zeros beyond the first row's length."""
+        states = self.gru(words[:, : int(lengths[0])])[0]
+        return nn.functional.pad(states, (0, 0, 0, longest - states.shape[1]))
+
+    def _packed(self, words: Tensor, lengths: Tensor, longest: int) -> Tensor:
+        """Rows (B, L, word_dim), longest first -> (B, longest, 2 hidden), zeros beyond a row's length."""
+        packed = nn.utils.rnn.pack_padded_sequence(words, lengths, batch_first=True)
+        states: Tensor = nn.utils.rnn.pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=longest)[
+            0
+        ]
+        return states
 
     @staticmethod
     def last(states: Tensor, lengths: Tensor) -> Tensor:
