@@ -14,7 +14,7 @@ from trainer.checkpoint import Checkpoint
 from trainer.data import Dataset
 
 if TYPE_CHECKING:
-    from trainer.fit import FitConfig
+    from trainer.training import FitConfig
 
 __all__ = ["Trainee"]
 

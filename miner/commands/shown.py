@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,10 @@ import click
 if TYPE_CHECKING:
     from miner.artifacts.manifest import Artifact
 
-__all__ = ["DIRECTION", "FOLDER", "MEMORY", "METRIC", "OUT", "THREADS", "chosen", "progress", "refuse", "summary"]
+__all__ = [
+    "ALOUD", "DIRECTION", "FOLDER", "MEMORY", "METRIC", "OUT", "THREADS", "Voice", "chosen", "progress", "refuse",
+    "summary",
+]  # fmt: skip
 
 FOLDER = click.argument("folder", type=click.Path(path_type=Path))
 OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
@@ -75,12 +79,23 @@ def progress(label: str, items: str, *, brief: bool = False) -> Callable[[int, i
     return show
 
 
-def summary(direction: str, artifact: Artifact) -> None:
+@dataclass(frozen=True)
+class Voice:
+    """Where sentences go, and who is told how far a search is: a terminal, or nobody (see `miner.arrays`)."""
+
+    say: Callable[[str], object] = click.echo
+    progress: Callable[..., Callable[[int, int], None]] = progress
+
+
+ALOUD = Voice()
+
+
+def summary(direction: str, artifact: Artifact, say: Callable[[str], object] = click.echo) -> None:
     """What a person wants to know of a finished table."""
     meta = artifact.manifest.meta
     where = f"{artifact.where}/negatives.parquet"
-    click.echo(f"{direction}: {meta['anchors']} anchors x {meta['k']} negatives, {meta['shortfalls']} shortfalls")
-    click.echo(
+    say(f"{direction}: {meta['anchors']} anchors x {meta['k']} negatives, {meta['shortfalls']} shortfalls")
+    say(
         f"    hardness (score - lowest positive) {meta['hardness_mean']:+.4f} on average; "
         f"{meta['share_above_lowest_positive']:.1%} of the negatives, and the hardest of "
         f"{meta['share_anchors_above_lowest_positive']:.1%} of the anchors, score above a positive"
@@ -88,11 +103,11 @@ def summary(direction: str, artifact: Artifact) -> None:
     found = meta["provenance"].get("recall")
     if found and found["anchors"]:
         low, high = found["interval"]
-        click.echo(
+        say(
             f"    approximate: recall@{found['k']} {found['recall'][str(found['k'])]:.4f} (95% interval {low:.4f} to "
             f"{high:.4f}, {found['anchors']} anchors) with {meta['provenance']['factory']}"
         )
     if meta["shortfalls"]:
-        click.echo(f"    who has fewer than {meta['k']}, and why: {artifact.where}/shortfalls.parquet")
-    click.echo(f"    {where}")
-    click.echo(f"    read it: pandas.read_parquet({where!r})")
+        say(f"    who has fewer than {meta['k']}, and why: {artifact.where}/shortfalls.parquet")
+    say(f"    {where}")
+    say(f"    read it: pandas.read_parquet({where!r})")

@@ -10,7 +10,7 @@ import click
 from trainer.commands import DATA, FOLD, FOLDER, draft_at, loss_of, model_of, open_dataset, sections_of, was_given
 
 if TYPE_CHECKING:
-    from trainer.fit import EpochLog
+    from trainer.training import EpochLog
 
 
 @click.command()
@@ -101,9 +101,9 @@ def fit(
     from miner.artifacts.lock import hold
     from trainer import losses, models, registry
     from trainer.checkpoint import CHECKPOINT, Checkpoint
-    from trainer.fit import FitConfig
-    from trainer.fit import fit as train
     from trainer.tables import open_tables
+    from trainer.training import FitConfig
+    from trainer.training import fit as train
 
     if quintuplet and loss:
         raise click.UsageError("--quintuplet is --loss aoq; give one of the two.")
