@@ -25,12 +25,12 @@ import numpy as np
 import numpy.typing as npt
 
 from miner.artifacts.errors import BadInput
+from miner.artifacts.given import array_of, ids_of, links_of
 from miner.artifacts.manifest import MANIFEST, Artifact, Draft, find_artifact, open_artifact
 from miner.artifacts.negatives import NEGATIVES, NegativeTable
 from miner.artifacts.pairs import Direction, Pairs, Side, Within, sides
 from miner.artifacts.store import LocalStore
 from miner.folder import Folder, checked
-from miner.given import array_of, ids_of, links_of
 
 if TYPE_CHECKING:
     from miner.filters import Chosen

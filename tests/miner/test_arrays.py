@@ -148,11 +148,11 @@ ROWS = np.eye(4, dtype=np.float32)
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"images": ROWS[0]}, r"images: shape \(4,\); vectors must be \(rows, dim\)"),
+        ({"images": ROWS[0]}, r"images: shape \(4,\); give \(rows, dim\)"),
         ({"images": ROWS.astype(int)}, "images: dtype int64"),
-        ({"images": ROWS[:0]}, "images: no vector at all"),
+        ({"images": ROWS[:0]}, r"images: shape \(0, 4\)"),
         ({"images": [[1.0, 2.0], [3.0]]}, "images: no array can be made of it"),
-        ({"images": [["a", "b"]]}, "images: dtype <U1"),
+        ({"images": [["a", "b"]] * 4}, "images: dtype <U1"),
         ({"texts": ROWS[:, :3].copy() + 1}, "images have dim 4 and texts dim 3"),
         ({"texts": np.where(ROWS == 0, np.nan, ROWS)}, "texts: row 0 .* holds NaN"),
         ({"images": ROWS * 0}, "images: row 0 .* holds only zeros"),

@@ -150,9 +150,7 @@ def model_of(flag: str | None, section: dict[str, Any], image_shape: tuple[int, 
     """
     from trainer import models
 
-    # Pictures, a vector per region, one vector.
-    fitting = {3: "cnn_gru", 2: "vse_inf"}.get(len(image_shape), "vsepp")
-    return models.resolved(models.configure(*_named(flag, section, fitting)))
+    return models.resolved(models.configure(*_named(flag, section, models.fitting(image_shape))))
 
 
 def _named(flag: str | None, section: dict[str, Any], default: str) -> tuple[str, dict[str, Any]]:

@@ -12,6 +12,8 @@ from trainer.commands import DATA, FOLD, FOLDER, draft_at, loss_of, model_of, op
 if TYPE_CHECKING:
     from trainer.training import EpochLog
 
+__all__ = ["fit", "say_epoch"]
+
 
 @click.command()
 @DATA
@@ -95,13 +97,12 @@ def fit(
     """
     import shutil
 
-    import torch
-
     from miner.artifacts.errors import BadInput
     from miner.artifacts.lock import hold
-    from trainer import losses, models, registry
+    from trainer import losses, registry
     from trainer.checkpoint import CHECKPOINT, Checkpoint
     from trainer.tables import open_tables
+    from trainer.trained import inputs_of
     from trainer.training import FitConfig
     from trainer.training import fit as train
 
@@ -129,15 +130,7 @@ def fit(
         raise BadInput(
             f"{start}: {begin.epoch} epochs are done, but fit.total_epochs is {fit_config.total_epochs}; raise it."
         )
-    inputs = {
-        "data": [dataset.name, fold, dataset.fingerprint],
-        "model": [models.name_of(model_config), model_config.model_dump(mode="json")],
-        "loss": [losses.name_of(loss_config), loss_config.model_dump(mode="json")],
-        "fit": fit_config.model_dump(mode="json"),
-        "tables": {direction: table.fingerprint for direction, table in tables.items()} if tables else None,
-        "start": begin.fingerprint if begin else None,
-        "torch": torch.__version__,
-    }
+    inputs = inputs_of(dataset, fold, model_config, loss_config, fit_config, tables, begin)
     click.get_current_context().with_resource(hold(out))
     draft = draft_at(out, ".", CHECKPOINT, inputs)
     done = draft.committed()
@@ -151,7 +144,7 @@ def fit(
 
     def told(log: EpochLog) -> None:
         history.append(log.history())
-        _say_epoch(log)
+        say_epoch(log)
 
     checkpoint = train(
         dataset,
@@ -169,7 +162,8 @@ def fit(
     click.echo(f"checkpoint: {out}")
 
 
-def _say_epoch(log: EpochLog) -> None:
+def say_epoch(log: EpochLog) -> None:
+    """One line of what an epoch gave."""
     if log.resumed:
         click.echo(f"epoch {log.epoch:3d}  done before")
         return

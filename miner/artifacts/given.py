@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from miner.artifacts.embeddings import check_vectors
 from miner.artifacts.errors import BadInput
 from miner.artifacts.ids import Ids
 from miner.artifacts.pairs import Pairs, Side
@@ -22,14 +21,15 @@ _WAYS = (
 )
 
 
-def array_of(values: Any, name: str) -> npt.NDArray[Any]:
-    """(rows, dim) of whatever floats they are, from an array, a torch tensor on any device, or lists. Raises BadInput.
+def array_of(values: Any, name: str, ndims: tuple[int, ...] = (2,)) -> npt.NDArray[Any]:
+    """Rows of anything, from an array, a torch tensor on any device, or lists. Raises BadInput, also for no row.
 
-    What lies in the array is looked at later (`miner.folder.checked`).
+    What lies in the array is looked at by who asked.
     """
     array = _numpy(values, name)
-    if array.ndim != 2 or not len(array) or array.dtype.kind != "f":
-        check_vectors(array, name)
+    if array.ndim not in ndims or 0 in array.shape:
+        ways = {2: "(rows, dim)", 3: "(rows, regions, dim)", 4: "(rows, height, width, 3)"}
+        raise BadInput(f"{name}: shape {array.shape}; give {' or '.join(ways[ndim] for ndim in ndims)}.")
     return array
 
 
