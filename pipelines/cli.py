@@ -16,6 +16,7 @@ from miner import __version__
 from miner.artifacts.command import CommandGroup
 from pipelines.commands.doctor import doctor
 from pipelines.commands.gc import gc
+from pipelines.commands.init import init
 from pipelines.commands.report import report
 from pipelines.commands.schedule import schedule
 from pipelines.commands.serve import serve
@@ -34,6 +35,7 @@ _EXAMPLES = """
 \b
 Examples:
   pipelines run --demo --run-dir runs/demo      the bundled emoji set, several rounds, in minutes
+  pipelines init photos/                        write run.toml for data of yours
   pipelines plan run.toml                       what would run, what is reused and why
   pipelines run run.toml --executor inline      no cluster: everything in this process
   pipelines run run.toml --address 10.0.0.1:6379
@@ -183,7 +185,7 @@ def status(run_dir: str, as_json: bool) -> None:
     _say_stop(stop)
 
 
-for _command in (report, serve, verify, gc, doctor, submit, schedule):
+for _command in (init, report, serve, verify, gc, doctor, submit, schedule):
     main.add_command(_command)
 
 
