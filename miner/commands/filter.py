@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from miner.artifacts.completion import files_in
 from miner.commands.shown import ALOUD, FOLDER, OUT, THREADS, Voice, refuse, summary
 from miner.commands.stored import deeper, finders
 from miner.spoken import Described
@@ -40,6 +41,7 @@ RULES = click.option(
     "said",
     multiple=True,
     metavar="NAME[:KEY=VALUE,...]",
+    shell_complete=files_in(Rules.place, "default", dashed=True),
     help="Drop candidates by this rule; several are gone through in their order. `default` is look-alike:share=0.25, "
     "measured on human judgements.",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from miner.artifacts.pace import Pace
 
 if TYPE_CHECKING:
     from miner.artifacts.manifest import Artifact
@@ -62,18 +65,22 @@ def refuse(useless: bool, why: str, *names: str) -> None:
 
 
 def progress(label: str, items: str, *, brief: bool = False) -> Callable[[int, int], None]:
-    """A line that moves on a terminal; off one, a line for every tenth. `brief`: nothing for what takes a moment."""
-    shown = -1
+    """A line that moves on a terminal, cut to its width; off one, a line for every tenth. Both say how fast it goes and
+    how long it will still take. `brief`: nothing for what takes a moment."""
+    shown, pace = -1, Pace()
+    pace.said(0, 1, items)
 
     def show(done: int, total: int) -> None:
         nonlocal shown
         if brief and shown < 0 and done == total:
             return
         tenth = 10 * done // total
+        line = f"{label}: {done}/{total} {items}{pace.said(done, total, items)}"
         if sys.stderr.isatty():
-            click.echo(f"\r{label}: {done}/{total} {items}", nl=done == total, err=True)
+            width = shutil.get_terminal_size().columns - 1
+            click.echo(f"\r{line[:width]:<{width}}", nl=done == total, err=True)
         elif tenth > shown:
-            click.echo(f"{label}: {done}/{total} {items}", err=True)
+            click.echo(line, err=True)
         shown = max(shown, tenth)
 
     return show

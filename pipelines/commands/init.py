@@ -6,11 +6,13 @@ from pathlib import Path
 
 import click
 
+from trainer.commands import FORMATS
+
 __all__ = ["init"]
 
 
 @click.command()
-@click.argument("data", default="emoji", metavar="[emoji|PATH|FORMAT:KEY=VALUE,...]")
+@click.argument("data", default="emoji", metavar="[emoji|PATH|FORMAT:KEY=VALUE,...]", shell_complete=FORMATS)
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trainer.commands import DATA, FOLD, FOLDER, draft_at, loss_of, model_of, open_dataset, sections_of, was_given
+from trainer.commands import (
+    DATA,
+    FOLD,
+    FOLDER,
+    LOSSES,
+    MODELS,
+    draft_at,
+    loss_of,
+    model_of,
+    open_dataset,
+    sections_of,
+    was_given,
+)
 
 if TYPE_CHECKING:
     from trainer.training import EpochLog
@@ -22,9 +34,12 @@ __all__ = ["fit", "say_epoch"]
 @click.option(
     "--model",
     metavar="NAME[:KEY=VALUE,...]",
+    shell_complete=MODELS,
     help="Model; see below. [default: cnn_gru for pictures, vse_inf for regions, vsepp for vectors]",
 )
-@click.option("--loss", metavar="NAME[:KEY=VALUE,...]", help="Objective; see below. [default: triplet]")
+@click.option(
+    "--loss", metavar="NAME[:KEY=VALUE,...]", shell_complete=LOSSES, help="Objective; see below. [default: triplet]"
+)
 @click.option("--quintuplet", is_flag=True, help="Train on offline negatives too (AOQ); needs --negatives.")
 @click.option("--negatives", type=FOLDER, help="What `miner mine` wrote for this data: i2t/ and t2i/.")
 @click.option(
@@ -99,6 +114,7 @@ def fit(
 
     from miner.artifacts.errors import BadInput
     from miner.artifacts.lock import hold
+    from miner.artifacts.pace import span
     from trainer import losses, registry
     from trainer.checkpoint import CHECKPOINT, Checkpoint
     from trainer.tables import open_tables
@@ -145,6 +161,9 @@ def fit(
     def told(log: EpochLog) -> None:
         history.append(log.history())
         say_epoch(log)
+        left = fit_config.epochs - len(history)
+        if left and not log.resumed:
+            click.echo(f"           {left} epochs left, about {span(left * log.seconds)}", err=True)
 
     checkpoint = train(
         dataset,
