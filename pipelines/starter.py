@@ -85,7 +85,7 @@ def run_file(found: Found, folder: Path) -> str:
         f"# {sizes}.",
         "#     pipelines plan THIS_FILE      what would run",
         "#     pipelines run THIS_FILE       run it; after a kill the same command goes on",
-        "# Every setting there is: docs/settings.md, or the `Config` of the file that a section names.",
+        "# Every setting there is: the page Settings of `make docs`, or the `Config` in the file that a section names.",
         "",
         "# How long. A round encodes the training set, mines it, and trains on; raise `rounds` or `epochs` for more.",
         "[run]",
