@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 # faiss has one wheel for the CPU and one for NVIDIA GPUs, and a machine may hold only one of them.
 FAISS := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 
-.PHONY: help install demo test heavy lint lock clean-demo
+.PHONY: help install demo test heavy lint docs lock clean-demo
 
 help:
 	@echo "make demo   mine and train for several rounds on the bundled emoji set; ends with a table and runs/demo/report.html"
 	@echo "make test   install what is needed and run the tests"
 	@echo "make lint   ruff, mypy, import contracts"
+	@echo "make docs   the docs site, in site/; a broken link is an error"
 	@echo "make heavy  the long suites: every kill point, many bit flips"
 	@echo "make lock   write requirements.lock from what is installed"
 
@@ -39,6 +40,10 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The variable silences an announcement about MkDocs 2, which is not used.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lock:
 	{ echo "# Versions the project is tested with; 'make lock' writes this file."; \

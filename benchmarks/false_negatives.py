@@ -40,7 +40,7 @@ from miner.artifacts.store import LocalStore
 from miner.filters import DEFAULT, chosen
 from miner.folder import open_folder
 from miner.index import build
-from miner.mine import mine, mine_block
+from miner.nearest import mine, mine_block
 from miner.scores import unit
 from miner.select import Selection
 from trainer.data import load

@@ -34,7 +34,7 @@ from miner.artifacts.negatives import NegativeBlock
 from miner.artifacts.pairs import Direction, Pairs, Side
 from miner.matrix import mine_exhaustively
 from trainer import losses, models
-from trainer.fit import EpochLog, FitConfig, fit
+from trainer.training import EpochLog, FitConfig, fit
 
 TILE = 8192
 

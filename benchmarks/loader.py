@@ -3,10 +3,10 @@
     python benchmarks/loader.py --work DIR [--images 100000] [--steps 200] [--also-mapped] [--fingerprint]
 
 Writes the train split of a precomp folder into a temporary folder below DIR (100,000 x 36 x 2,048 float32 are 29.5 GB),
-takes it out of the system's cache, and trains VSE++ on it with `trainer.fit` in a process of its own. Prints the peak
-resident memory of that process (anonymous and file-backed pages), the share of the steps' time that was spent waiting
-for data, and how much the disk gave. `--also-mapped` trains again with the file memory-mapped, as a comparison. The
-files are deleted at the end. Linux only.
+takes it out of the system's cache, and trains VSE++ on it with `trainer.training` in a process of its own. Prints the
+peak resident memory of that process (anonymous and file-backed pages), the share of the steps' time that was spent
+waiting for data, and how much the disk gave. `--also-mapped` trains again with the file memory-mapped, as a comparison.
+The files are deleted at the end. Linux only.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def bytes_read() -> int:
 
 def train(folder: Path, asked: argparse.Namespace) -> dict[str, float]:
     from trainer import data, losses, models
-    from trainer.fit import EpochLog, FitConfig, fit
+    from trainer.training import EpochLog, FitConfig, fit
 
     began = time.perf_counter()
     dataset = data.load(data.spoken(f'precomp:folder="{folder}"'), "train")

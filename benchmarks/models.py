@@ -34,10 +34,10 @@ from torch.nn.functional import leaky_relu, normalize
 from miner.artifacts.pairs import Pairs
 from trainer import losses, models
 from trainer.data import Dataset
-from trainer.fit import EpochLog, FitConfig, fit
 from trainer.models import Elements, Encoder, PairScorer
 from trainer.scoring import Inputs
 from trainer.text import Vocabulary
+from trainer.training import EpochLog, FitConfig, fit
 
 BATCH = 128
 SHAPES = [(dim, regions) for dim in (1024, 256) for regions in (36, 9)]

@@ -30,7 +30,7 @@ from training import mined as mined_by
 from miner import fused
 from trainer import losses, models
 from trainer.encode import encode_rows
-from trainer.fit import EpochLog, FitConfig, fit
+from trainer.training import EpochLog, FitConfig, fit
 
 IMAGES, TEXTS = 113_287, 566_435
 

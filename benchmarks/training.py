@@ -40,12 +40,12 @@ from miner.matrix import mine_exhaustively
 from trainer import losses, models
 from trainer.data import Dataset
 from trainer.encode import BATCH_SIZE, _batches, encode_rows, quiet
-from trainer.fit import EpochLog, FitConfig, fit
 from trainer.models import Encoder
 from trainer.sampling import check_table
 from trainer.scoring import Inputs
 from trainer.shards import commit_shards, encode_shard
 from trainer.steps import steps_of
+from trainer.training import EpochLog, FitConfig, fit
 
 BATCH, SHARD = 128, 2048
 POOLS = {"h_t": 300, "h_v": 60}

@@ -21,7 +21,7 @@ from miner.artifacts.errors import BadInput
 from miner.artifacts.negatives import NegativeBlock
 from miner.artifacts.pairs import Direction, Pairs, Within, sides
 from miner.index import Approximate, SearchSettings
-from miner.mine import anchored, block_size, check_k, check_rows, own_positives
+from miner.nearest import anchored, block_size, check_k, check_rows, own_positives
 from miner.scores import similarities_by_query
 from miner.search import SLACK, Excluded, Gallery, Hits
 from miner.select import DEEPER
@@ -250,7 +250,7 @@ def mine_approximately(
     threads: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[NegativeBlock]:
-    """Every anchor of a direction, in id order, block by block, as `miner.mine.mine` gives them. Raises as `Miner`,
+    """Every anchor of a direction, in id order, block by block, as `miner.nearest.mine` gives them. Raises as `Miner`,
     before the first block."""
     miner = Miner(index, gallery, pairs, direction, k, settings, threads=threads)
     return miner.blocks(vectors, block=block, progress=progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from miner import __version__
+from miner.artifacts import completion
 from miner.artifacts.command import CommandGroup
 from miner.commands.build_index import build_index
 from miner.commands.calibrate import calibrate
@@ -41,5 +42,15 @@ def main() -> None:
     """
 
 
-for command in (build_index, mine, plan, filter_candidates, calibrate, check, diff, export):
+for command in (
+    build_index,
+    mine,
+    plan,
+    filter_candidates,
+    calibrate,
+    check,
+    diff,
+    export,
+    completion.command("miner", main),
+):
     main.add_command(command)

@@ -24,7 +24,7 @@ from miner.artifacts.npy import map_npy, read_ids
 from miner.artifacts.pairs import Pairs, Side
 from miner.scores import Unit, norms
 
-__all__ = ["Folder", "open_folder"]
+__all__ = ["Folder", "checked", "open_folder"]
 
 Vectors = npt.NDArray[np.floating[Any]]
 _PAIRS = ("pairs.csv", "pairs.tsv", "pairs.parquet")
@@ -90,16 +90,17 @@ def _side(path: Path, side: Side) -> tuple[Vectors, Ids, str, str | None]:
         if embeddings.side != side:
             raise BadInput(f"{made}: these are embeddings of {embeddings.side}s, but {side}s were expected.")
         whole = embeddings.array() if len(embeddings.parts) > 1 else embeddings.parts[0]
-        return _checked(whole, made, embeddings.ids), embeddings.ids, embeddings.fingerprint, embeddings.checkpoint
+        return checked(whole, made, embeddings.ids), embeddings.ids, embeddings.fingerprint, embeddings.checkpoint
     if not plain.exists():
         raise BadInput(f"{plain}: no such file; give the {side} vectors as a (rows, dim) .npy file.")
     vectors = map_npy(plain)
     ids = read_ids(path / f"{side}_ids.txt", len(vectors))
-    return _checked(vectors, plain, ids), ids, digest_file(plain), None
+    return checked(vectors, plain, ids), ids, digest_file(plain), None
 
 
-def _checked(vectors: Vectors, path: Path, ids: Ids) -> Vectors:
-    """The vectors as float16 or float32, without NaN, infinity or zeros also after that."""
+def checked(vectors: Vectors, path: Path | str, ids: Ids) -> Vectors:
+    """The vectors as float16 or float32, without NaN, infinity or zeros also after that. Raises BadInput, which calls
+    them by `path`."""
     check_vectors(vectors, str(path), ids)
     if vectors.dtype == np.float64:
         with np.errstate(over="ignore"):

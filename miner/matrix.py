@@ -28,7 +28,7 @@ from miner.artifacts.pairs import Direction, Pairs, Side, Within, sides
 from miner.artifacts.store import LocalStore
 from miner.kept import Kept, merge
 from miner.memory import half
-from miner.mine import anchored, check_k, check_rows, own_positives
+from miner.nearest import anchored, check_k, check_rows, own_positives
 from miner.scores import Unit, norms
 from miner.search import Excluded, Gallery, Hits
 from miner.tiles import extent, fastest

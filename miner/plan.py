@@ -25,7 +25,7 @@ from miner.filters import Chosen
 from miner.index import build
 from miner.matrix import Grid, deepest, grid_for, ordered, reach
 from miner.memory import readable
-from miner.mine import mine
+from miner.nearest import mine
 from miner.scores import norms
 from miner.search import Gallery, Hits
 from miner.select import Selection

@@ -21,7 +21,7 @@ from miner import exhaustive
 from miner.approximate import Miner
 from miner.artifacts.pairs import Direction, Pairs, Side, Within, sides
 from miner.index import SearchSettings, _faiss, factory
-from miner.mine import block_size
+from miner.nearest import block_size
 from miner.plan import Choosing, Plan, Stage, always_held, last_stages, reading, small
 from miner.search import SLACK
 

@@ -18,7 +18,7 @@ from miner import exhaustive
 from miner.approximate import Miner
 from miner.artifacts.negatives import NegativeBlock
 from miner.artifacts.pairs import sides
-from miner.mine import anchored, own_positives
+from miner.nearest import anchored, own_positives
 from miner.tiles import Float32
 
 __all__ = ["Recall", "mean_of_shares", "measure", "sample_anchors", "shares_found", "truth"]

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from miner import __version__
+from miner.artifacts import completion
 from miner.artifacts.command import CommandGroup
 from pipelines.commands.doctor import doctor
 from pipelines.commands.gc import gc
+from pipelines.commands.init import init
 from pipelines.commands.report import report
 from pipelines.commands.schedule import schedule
 from pipelines.commands.serve import serve
@@ -34,6 +36,7 @@ _EXAMPLES = """
 \b
 Examples:
   pipelines run --demo --run-dir runs/demo      the bundled emoji set, several rounds, in minutes
+  pipelines init photos/                        write run.toml for data of yours
   pipelines plan run.toml                       what would run, what is reused and why
   pipelines run run.toml --executor inline      no cluster: everything in this process
   pipelines run run.toml --address 10.0.0.1:6379
@@ -55,7 +58,7 @@ def _run_options(command: Any) -> Any:
     options = [
         click.argument("run_file", type=click.Path(dir_okay=False, path_type=Path), required=False),
         click.option("--demo", is_flag=True, help="Use the demo's settings on the bundled emoji set."),
-        click.option("--run-dir", metavar="PLACE",
+        click.option("--run-dir", metavar="PLACE", shell_complete=completion.places,
                      help="Where the run lives: a folder, s3://bucket/prefix or gs://bucket/prefix.  [default: "
                           "runs/<name of the run file>]"),
         click.option("--executor", type=click.Choice(["ray", "inline"]), help="Overrides [executor] kind."),
@@ -70,7 +73,14 @@ def _run_options(command: Any) -> Any:
 @main.command()
 @_run_options
 def plan(run_file: Path | None, **options: Any) -> None:
-    """Show what `run` would do, stage by stage: what is reused and why, disk and memory. Starts nothing."""
+    """Show what `run` would do, stage by stage: what is reused and why, disk and memory. Starts nothing.
+
+    \b
+    Examples:
+      pipelines plan run.toml
+      pipelines plan run.toml --run-dir s3://bucket/runs/nightly
+      pipelines plan --demo
+    """
     from pipelines.evidence import stop_of
     from pipelines.loop import describe, steps_of
     from pipelines.tables import plan_table
@@ -86,6 +96,13 @@ def plan(run_file: Path | None, **options: Any) -> None:
 @click.option("--log-json", metavar="PATH|-", help="Append one JSON line per event to a file, or to stderr with -.")
 def run(run_file: Path | None, log_json: str | None, **options: Any) -> None:
     """Do everything that is not done yet.
+
+    \b
+    Examples:
+      pipelines run run.toml
+      pipelines run run.toml --run-dir /shared/runs/nightly --address auto
+      pipelines run run.toml --executor inline --log-json events.jsonl
+      pipelines run --demo --run-dir runs/demo
 
     Resumes by default: after a kill, the same command goes on where it stopped; when all is done it does nothing.
     A rule of [stop] may end it early. Ends with a table of the rounds, a page, PLACE/report.html, and the best round's
@@ -138,10 +155,15 @@ def run(run_file: Path | None, log_json: str | None, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("run_dir")
+@click.argument("run_dir", shell_complete=completion.places)
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def status(run_dir: str, as_json: bool) -> None:
     """Show how far the run in RUN_DIR is: a folder, s3://bucket/prefix or gs://bucket/prefix.
+
+    \b
+    Examples:
+      pipelines status runs/run
+      pipelines status s3://bucket/runs/nightly --json
 
     Reads what is stored there alone: works while it runs, and with no cluster up.
     """
@@ -183,7 +205,7 @@ def status(run_dir: str, as_json: bool) -> None:
     _say_stop(stop)
 
 
-for _command in (report, serve, verify, gc, doctor, submit, schedule):
+for _command in (init, report, serve, verify, gc, doctor, submit, schedule, completion.command("pipelines", main)):
     main.add_command(_command)
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+from miner.artifacts.pace import Pace
+
 __all__ = ["Lines", "Progress", "open_progress"]
 
 
@@ -58,16 +60,19 @@ class Lines(_TellsEpochs):
         self.stream = stream or sys.stderr
         self.every = every
         self._last = 0.0
-        self._name, self._total = "", ""
+        self._name, self._total, self._unit, self._pace = "", 0, "", Pace()
 
     def start(self, name: str, total: int, unit: str, why: str) -> None:
-        self._name, self._total, self._last = name, f"{total} {unit}s", time.monotonic()
+        self._name, self._total, self._unit, self._last = name, total, f"{unit}s", time.monotonic()
+        self._pace = Pace()
+        self._pace.said(0, total, self._unit)
         self.say(f"{name}: {why}")
 
     def advance(self, done: int, note: str = "") -> None:
         if time.monotonic() - self._last >= self.every:
             self._last = time.monotonic()
-            self.say(f"{self._name}: {done} of {self._total}" + (f"; {note}" if note else ""))
+            pace = self._pace.said(done, self._total, self._unit)
+            self.say(f"{self._name}: {done} of {self._total} {self._unit}{pace}" + (f"; {note}" if note else ""))
 
     def finish(self, seconds: float, note: str = "") -> None:
         self.say(f"{self._name}: done in {seconds:.1f} s {note}".rstrip())

@@ -40,7 +40,7 @@ def rescore(
     """Rank mined candidates by the model's own score and keep the k hardest: the second stage for scan and bfan.
 
     \b
-    Example:
+    Examples:
         trainer encode --data flickr8k/ --checkpoint runs/scan0 --out runs/vectors
         miner mine runs/vectors --k 400 --out runs/candidates
         trainer rescore --data flickr8k/ --checkpoint runs/scan0 --vectors runs/vectors \\

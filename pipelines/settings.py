@@ -4,7 +4,7 @@
 [data]      format = "emoji", ...         (trainer.data)
 [model]     name = "cnn_gru", ...         (trainer.models)
 [loss]      name = "aoq", ...             (trainer.losses)
-[fit]       batch_size, lr, ...           (trainer.fit)
+[fit]       batch_size, lr, ...           (trainer.training)
 [encode]    shard_rows, batch_size        (here)
 [index]     factory, train_sample         (here)
 [mine]      k, shard_anchors, recall      (here)
@@ -297,7 +297,7 @@ class Settings:
 
     def fit_config(self, round: int, where: str = "run file") -> Any:
         """The `FitConfig` of one round. Raises BadInput for a wrong key in [fit]."""
-        from trainer.fit import FitConfig
+        from trainer.training import FitConfig
 
         _, epochs = self.run.epochs_of(round)
         filled = {"epochs": epochs, "total_epochs": self.run.scheduled_epochs(round), "seed": self.run.seed}

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -27,3 +31,16 @@ def test_the_bundled_data_is_small_and_licensed() -> None:
     assert sum(p.stat().st_size for p in folder.iterdir()) < 5_000_000
     notice = (folder / "LICENSE-NOTICE.txt").read_text()
     assert all(word in notice for word in ("MIT", "Unicode", "Microsoft"))
+
+
+def test_the_readme_example_runs(tmp_path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning", "-c", example],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "negative_id" in done.stdout
+    assert (tmp_path / "negatives" / "t2i" / "manifest.json").exists()
+    assert (tmp_path / "checkpoint" / "manifest.json").exists()

@@ -8,6 +8,7 @@ from typing import cast
 import click
 
 from miner import __version__
+from miner.artifacts import completion
 from miner.artifacts.command import CommandGroup
 from trainer.commands.analyze import analyze
 from trainer.commands.data import data
@@ -37,17 +38,17 @@ def main() -> None:
     """Train, encode, evaluate and analyze an image-text retrieval model on one machine; compare objectives.
 
     \b
-    A round of hard-negative mining by hand:
-        trainer fit      --data emoji --out runs/model0
-        trainer encode   --data emoji --checkpoint runs/model0 --out runs/vectors
-        miner   mine     runs/vectors --k 50 --out runs/negatives
-        trainer fit      --data emoji --quintuplet --negatives runs/negatives --start runs/model0 --out runs/model1
+    Examples, a round of hard-negative mining by hand:
+        trainer fit --data emoji --out runs/model0
+        trainer encode --data emoji --checkpoint runs/model0 --out runs/vectors
+        miner mine runs/vectors --k 50 --out runs/negatives
+        trainer fit --data emoji --quintuplet --negatives runs/negatives --start runs/model0 --out runs/model1
         trainer evaluate --data emoji --checkpoint runs/model1
 
     \b
     Which objective, and why:
-        trainer compare  --demo --out runs/compare
-        trainer analyze  --data emoji --checkpoint runs/model1 --loss ntxent --loss triplet --out runs/counts
+        trainer compare --demo --out runs/compare
+        trainer analyze --data emoji --checkpoint runs/model1 --loss ntxent --loss triplet --out runs/counts
 
     `pipelines run` does a whole loop, for several rounds and on many machines.
     """
@@ -56,7 +57,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-for command in (fit, encode, evaluate, analyze, data):
+for command in (fit, encode, evaluate, analyze, data, completion.command("trainer", main)):
     main.add_command(command)
 
 

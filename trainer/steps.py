@@ -16,7 +16,7 @@ from trainer.prefetch import Ahead
 from trainer.scoring import Gathered, Inputs, gather
 
 if TYPE_CHECKING:
-    from trainer.fit import FitConfig
+    from trainer.training import FitConfig
 
 __all__ = ["steps_of"]
 

@@ -15,7 +15,7 @@ from trainer.data import Dataset
 from trainer.processes import Processes
 
 if TYPE_CHECKING:
-    from trainer.fit import FitConfig
+    from trainer.training import FitConfig
 
 __all__ = ["Trainee"]
 

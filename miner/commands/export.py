@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from miner.artifacts.completion import files_in
 from miner.commands.shown import progress, refuse
 from miner.spoken import Described
 
@@ -29,7 +30,12 @@ class _WithFormats(Described):
 @click.argument("table", type=_FILE)
 @click.option("--pairs", required=True, type=_FILE, help="The pairs.csv, .tsv or .parquet that TABLE was mined for.")
 @click.option(
-    "--format", "spoken", required=True, metavar="NAME[:KEY=VALUE,...]", help="Which layout, and its settings."
+    "--format",
+    "spoken",
+    required=True,
+    metavar="NAME[:KEY=VALUE,...]",
+    help="Which layout, and its settings.",
+    shell_complete=files_in(Path(__file__).parents[1] / "export", dashed=True),
 )
 @click.option("--out", required=True, type=_FILE, help="File to write.")
 @click.option("--negatives", type=click.IntRange(min=1), help="So many of every anchor. [default: all]")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from miner.commands.shown import FOLDER, OUT, THREADS, progress, refuse, summary
+from miner.artifacts.completion import files_in
+from miner.commands.shown import ALOUD, FOLDER, OUT, THREADS, Voice, refuse, summary
 from miner.commands.stored import deeper, finders
 from miner.spoken import Described
 
@@ -40,6 +41,7 @@ RULES = click.option(
     "said",
     multiple=True,
     metavar="NAME[:KEY=VALUE,...]",
+    shell_complete=files_in(Rules.place, "default", dashed=True),
     help="Drop candidates by this rule; several are gone through in their order. `default` is look-alike:share=0.25, "
     "measured on human judgements.",
 )
@@ -127,7 +129,8 @@ def check_looks(rules: Sequence[Chosen]) -> None:
 @dataclass
 class Filtering:
     """What `miner filter` was asked for. `candidates` were searched in the vectors of `opened`, by direction; `deeper`
-    searches those of an approximate index deeper, where that is at hand."""
+    searches those of an approximate index deeper, where that is at hand. `texts` and `images` are tables of what items
+    are; by row, `at_hand` says it without one."""
 
     opened: Folder
     candidates: Mapping[Direction | Within, Candidates]
@@ -139,6 +142,7 @@ class Filtering:
     images: Path | None = None
     threads: int = 1
     deeper: Callable[[Candidates], Callable[..., Any]] | None = None
+    at_hand: Mapping[Side, Sequence[str]] = field(default_factory=dict)
     _held: dict[Any, Any] = field(default_factory=dict)
 
     def selection(self, direction: Direction | Within) -> Selection:
@@ -184,6 +188,8 @@ class Filtering:
         from miner.artifacts.errors import BadInput
         from miner.export._contents import Contents
 
+        if side in self.at_hand:
+            return self.at_hand[side]
         path = self.texts if side == "text" else self.images
         what = "text" if side == "text" else "path"
         if path is None:
@@ -226,7 +232,7 @@ class Filtering:
     def _deepener(self, candidates: Candidates) -> Callable[..., Any]:
         from miner.artifacts.pairs import sides
         from miner.index import build
-        from miner.mine import mine_block
+        from miner.nearest import mine_block
 
         anchors, gallery = (self._vectors(side, candidates) for side in sides(candidates.direction))
 
@@ -243,7 +249,7 @@ class Filtering:
         return self._held[key]
 
 
-def filter_direction(out: Path, filtering: Filtering, direction: Direction | Within) -> Artifact:
+def filter_direction(out: Path, filtering: Filtering, direction: Direction | Within, voice: Voice = ALOUD) -> Artifact:
     """Write the table of one direction below `out`, which the caller holds, and say what came of it."""
     from miner.select import write_selection
 
@@ -252,17 +258,17 @@ def filter_direction(out: Path, filtering: Filtering, direction: Direction | Wit
     done = draft.committed()
     if done is not None:
         done.verify()
-        click.echo(f"{direction}: already done")
+        voice.say(f"{direction}: already done")
     else:
         known = selection.candidates.provenance
         provenance = {name: known.get(name) for name in ("round", "metric", "index", "checkpoint", "vectors")}
         provenance |= {name: known[name] for name in ("factory", "search", "recall") if name in known}
         if outside := filtering.outside():
             provenance["contents"] = outside
-        done = write_selection(draft, selection, provenance, progress(str(direction), "anchors", brief=True))
-    summary(direction, done)
-    _show_dropped(done)
-    click.echo(
+        done = write_selection(draft, selection, provenance, voice.progress(str(direction), "anchors", brief=True))
+    summary(direction, done, voice.say)
+    _show_dropped(done, voice.say)
+    voice.say(
         f"    hand it on: miner export {done.where} --pairs {filtering.opened.pairs.name} --format jsonl "
         f"--out {direction}.jsonl"
     )
@@ -309,14 +315,14 @@ def _candidates(
     return found
 
 
-def _show_dropped(artifact: Artifact) -> None:
+def _show_dropped(artifact: Artifact, say: Callable[[str], object]) -> None:
     """Who dropped how many, and how much deeper had to be searched."""
     meta = artifact.manifest.meta
     dropped: dict[str, int] = meta["dropped"]
     looked = meta["negatives"] + sum(dropped.values())
     for rule, count in dropped.items():
-        click.echo(f"    {count:>12,} candidates ({count / max(looked, 1):.1%} of those looked at) dropped by {rule}")
-    click.echo(f"    {meta['negatives']:>12,} kept ({meta['negatives'] / max(looked, 1):.1%})")
+        say(f"    {count:>12,} candidates ({count / max(looked, 1):.1%} of those looked at) dropped by {rule}")
+    say(f"    {meta['negatives']:>12,} kept ({meta['negatives'] / max(looked, 1):.1%})")
     for depth, anchors in sorted((int(depth), anchors) for depth, anchors in meta["deepened"].items()):
-        click.echo(f"    {anchors:,} anchors were searched {depth:,} deep")
-    click.echo(f"    what was dropped, and why: {artifact.where}/dropped.parquet")
+        say(f"    {anchors:,} anchors were searched {depth:,} deep")
+    say(f"    what was dropped, and why: {artifact.where}/dropped.parquet")

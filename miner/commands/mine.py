@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from miner.commands.filter import RULES, Filtering, Rules, check_looks, filter_direction
-from miner.commands.search import Search, width, with_opposites
+from miner.commands.filter import RULES, Rules, check_looks
+from miner.commands.mining import Mining
 from miner.commands.shown import DIRECTION, FOLDER, MEMORY, METRIC, OUT, THREADS, chosen, refuse
 from miner.commands.stored import deeper, index_options, stored_indexes
 
@@ -83,49 +83,30 @@ def mine(
 
     What does not fit into memory is searched in shards. Stopped at any moment, the same command goes on at the shard.
     """
-    from miner.artifacts.errors import BadInput
     from miner.artifacts.lock import hold
     from miner.filters import chosen as rules_of
     from miner.folder import open_folder
     from miner.index._faiss import set_threads
     from miner.memory import parse_size
-    from miner.mine import check_k
-    from miner.plan import Choosing
 
     rules = rules_of(said)
-    if max_candidates and not (rules or num_candidates):
-        raise BadInput("--max-candidates bounds how deep rules are searched for; give a --rule too, or leave it out.")
     check_looks(rules)
     budget = parse_size(memory) if memory else None
     opened = open_folder(folder)
     if metric == "ip" and not opened.unit_length():
         click.echo("note: the vectors do not all have length 1, so long ones win; --metric cosine compares angles.")
     directions = cast("list[Direction | Within]", chosen(direction, "i2t", "t2i"))
-    for each in directions:
-        check_k(opened.pairs, each, k)
-    if num_candidates is not None and num_candidates < k:
-        raise BadInput(f"--num-candidates {num_candidates} are fewer than the {k} negatives wanted; give at least {k}.")
-    searched = width(opened, with_opposites(directions, rules), k, num_candidates, rules)
-    if max_candidates is not None and max_candidates < searched:
-        raise BadInput(
-            f"--max-candidates {max_candidates}, but {searched} are searched for every anchor; give no fewer."
-        )
-    Filtering(opened, {}, rules, k, max_candidates, True, texts, images).check()
+    mining = Mining(
+        opened, directions, k, rules, num_candidates, max_candidates, metric, budget, texts=texts, images=images
+    )
+    mining.check()
     threads = set_threads(threads)
     click.get_current_context().with_resource(hold(out))
     how = (nprobe, ef_search, k_factor)
     indexes = stored_indexes(index_folder, opened, directions, metric, recall, recall_sample, how)
     refuse(bool(indexes), "bounds an exact search, not one through --index", "memory")
-    choosing = Choosing(rules, k, directions) if rules or num_candidates is not None else None
-    search = Search(opened, out, metric, indexes, threads, budget, choosing)
-    if choosing is None:
-        search.tables(directions, k)
-        return
-    candidates = search.candidates(with_opposites(directions, rules), searched)
-    through = partial(deeper, opened, indexes, threads)
-    filtering = Filtering(opened, candidates, rules, k, max_candidates, True, texts, images, threads, through)
-    for each in directions:
-        filter_direction(out, filtering, each)
-    click.echo(
-        f"choose again by other rules: miner filter {folder} --candidates {out / 'candidates'} --rule ... --out ..."
-    )
+    mining.write(out, threads, indexes, partial(deeper, opened, indexes, threads))
+    if rules or num_candidates is not None:
+        click.echo(
+            f"choose again by other rules: miner filter {folder} --candidates {out / 'candidates'} --rule ... --out ..."
+        )

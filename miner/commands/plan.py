@@ -71,7 +71,7 @@ def plan(
     from miner.folder import open_folder
     from miner.index._faiss import set_threads
     from miner.memory import half, in_all, parse_size
-    from miner.mine import check_k
+    from miner.nearest import check_k
     from miner.plan import Choosing, check_fits
     from miner.plan import plan as planned
     from miner.plan_index import plan_through

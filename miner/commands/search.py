@@ -7,10 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from miner.commands.build_index import fresh_index
-from miner.commands.shown import progress, summary
+from miner.commands.shown import ALOUD, Voice, summary
 
 if TYPE_CHECKING:
     from miner.artifacts.candidates import Candidates
@@ -36,6 +34,7 @@ class Search:
     threads: int
     memory: int | None
     choosing: Choosing | None = None
+    voice: Voice = ALOUD
 
     def tables(self, directions: list[Direction | Within], k: int) -> None:
         """Negative tables, one per direction."""
@@ -43,7 +42,8 @@ class Search:
 
         drafts = {each: self._draft(each, NEGATIVES, each, {"k": k}) for each in directions}
         for each, blocks, provenance in self._left(drafts, k):
-            summary(each, write_negatives(drafts[each], blocks, self.opened.pairs, each, k, provenance))
+            done = write_negatives(drafts[each], blocks, self.opened.pairs, each, k, provenance)
+            summary(each, done, self.voice.say)
         for each, draft in drafts.items():
             _forget(draft, each)
 
@@ -97,9 +97,9 @@ class Search:
                 left.append(each)
                 continue
             artifact.verify()
-            click.echo(f"{each}: already {'done' if draft.kind == 'negatives' else 'searched'}")
+            self.voice.say(f"{each}: already {'done' if draft.kind == 'negatives' else 'searched'}")
             if draft.kind == "negatives":
-                summary(each, artifact)
+                summary(each, artifact, self.voice.say)
         if left:
             yield from self._searches(left, k, shards)
 
@@ -113,7 +113,7 @@ class Search:
         from miner.index.factory import Config
         from miner.matrix import mine_exhaustively
         from miner.memory import half, in_all
-        from miner.mine import mine
+        from miner.nearest import mine
         from miner.plan import check_fits, plan
         from miner.plan_index import Through, plan_through
 
@@ -126,7 +126,7 @@ class Search:
             why = f", as k = {k} is deeper than FAISS looks on a gpu" if num_gpus() and not gpu else ""
             note = f" ({unseen()})" if unseen() and not gpu else ""
             where = f"the gpu ({gpu})" if gpu else f"the cpu{note}"
-            click.echo("comparing " + " and ".join(_compared(self.opened, directions)) + f" on {where}{why}")
+            self.voice.say("comparing " + " and ".join(_compared(self.opened, directions)) + f" on {where}{why}")
             memory = self.memory or half()
             planned = plan(vectors, pairs, directions, k, memory, threads, choosing=self.choosing, timed=False)
             check_fits(planned, self.out, in_all())
@@ -139,7 +139,7 @@ class Search:
                 memory=memory,
                 drafts=shards,
                 device=gpu,
-                progress=progress(" and ".join(directions), "items"),
+                progress=self.voice.progress(" and ".join(directions), "items"),
             )
             for each, blocks in found:
                 yield each, blocks, about
@@ -150,7 +150,7 @@ class Search:
         check_fits(planned, self.out, in_all())
         for each in directions:
             anchors, gallery = sides(each)
-            shown = progress(each, "anchors")
+            shown = self.voice.progress(each, "anchors")
             chosen = self.indexes.get(gallery)
             index = chosen.load() if chosen else fresh_index(self.opened, gallery, self.metric)
             if chosen and chosen.approximate:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from miner.artifacts.pace import Pace
+
 if TYPE_CHECKING:
     from miner.artifacts.manifest import Artifact
 
-__all__ = ["DIRECTION", "FOLDER", "MEMORY", "METRIC", "OUT", "THREADS", "chosen", "progress", "refuse", "summary"]
+__all__ = [
+    "ALOUD", "DIRECTION", "FOLDER", "MEMORY", "METRIC", "OUT", "THREADS", "Voice", "chosen", "progress", "refuse",
+    "summary",
+]  # fmt: skip
 
 FOLDER = click.argument("folder", type=click.Path(path_type=Path))
 OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
@@ -58,29 +65,44 @@ def refuse(useless: bool, why: str, *names: str) -> None:
 
 
 def progress(label: str, items: str, *, brief: bool = False) -> Callable[[int, int], None]:
-    """A line that moves on a terminal; off one, a line for every tenth. `brief`: nothing for what takes a moment."""
-    shown = -1
+    """A line that moves on a terminal, cut to its width; off one, a line for every tenth. Both say how fast it goes and
+    how long it will still take. `brief`: nothing for what takes a moment."""
+    shown, pace = -1, Pace()
+    pace.said(0, 1, items)
 
     def show(done: int, total: int) -> None:
         nonlocal shown
         if brief and shown < 0 and done == total:
             return
         tenth = 10 * done // total
+        line = f"{label}: {done}/{total} {items}{pace.said(done, total, items)}"
         if sys.stderr.isatty():
-            click.echo(f"\r{label}: {done}/{total} {items}", nl=done == total, err=True)
+            width = shutil.get_terminal_size().columns - 1
+            click.echo(f"\r{line[:width]:<{width}}", nl=done == total, err=True)
         elif tenth > shown:
-            click.echo(f"{label}: {done}/{total} {items}", err=True)
+            click.echo(line, err=True)
         shown = max(shown, tenth)
 
     return show
 
 
-def summary(direction: str, artifact: Artifact) -> None:
+@dataclass(frozen=True)
+class Voice:
+    """Where sentences go, and who is told how far a search is: a terminal, or nobody (see `miner.arrays`)."""
+
+    say: Callable[[str], object] = click.echo
+    progress: Callable[..., Callable[[int, int], None]] = progress
+
+
+ALOUD = Voice()
+
+
+def summary(direction: str, artifact: Artifact, say: Callable[[str], object] = click.echo) -> None:
     """What a person wants to know of a finished table."""
     meta = artifact.manifest.meta
     where = f"{artifact.where}/negatives.parquet"
-    click.echo(f"{direction}: {meta['anchors']} anchors x {meta['k']} negatives, {meta['shortfalls']} shortfalls")
-    click.echo(
+    say(f"{direction}: {meta['anchors']} anchors x {meta['k']} negatives, {meta['shortfalls']} shortfalls")
+    say(
         f"    hardness (score - lowest positive) {meta['hardness_mean']:+.4f} on average; "
         f"{meta['share_above_lowest_positive']:.1%} of the negatives, and the hardest of "
         f"{meta['share_anchors_above_lowest_positive']:.1%} of the anchors, score above a positive"
@@ -88,11 +110,11 @@ def summary(direction: str, artifact: Artifact) -> None:
     found = meta["provenance"].get("recall")
     if found and found["anchors"]:
         low, high = found["interval"]
-        click.echo(
+        say(
             f"    approximate: recall@{found['k']} {found['recall'][str(found['k'])]:.4f} (95% interval {low:.4f} to "
             f"{high:.4f}, {found['anchors']} anchors) with {meta['provenance']['factory']}"
         )
     if meta["shortfalls"]:
-        click.echo(f"    who has fewer than {meta['k']}, and why: {artifact.where}/shortfalls.parquet")
-    click.echo(f"    {where}")
-    click.echo(f"    read it: pandas.read_parquet({where!r})")
+        say(f"    who has fewer than {meta['k']}, and why: {artifact.where}/shortfalls.parquet")
+    say(f"    {where}")
+    say(f"    read it: pandas.read_parquet({where!r})")

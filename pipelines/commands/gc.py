@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from miner.artifacts.completion import places
+
 if TYPE_CHECKING:
     from miner.artifacts.store import Store
     from pipelines.garbage import Item
@@ -15,7 +17,7 @@ __all__ = ["gc"]
 
 
 @click.command()
-@click.argument("run_dir")
+@click.argument("run_dir", shell_complete=places)
 @click.option("--delete", "really", is_flag=True, help="Do it.  [default: only say what would go]")
 @click.option(
     "--keep-rounds",

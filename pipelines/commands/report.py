@@ -6,11 +6,13 @@ from pathlib import Path
 
 import click
 
+from miner.artifacts.completion import places
+
 __all__ = ["report"]
 
 
 @click.command()
-@click.argument("run_dir")
+@click.argument("run_dir", shell_complete=places)
 @click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="Where to write it.  [default: RUN_DIR/report.html]"
 )

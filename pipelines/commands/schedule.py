@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from miner.artifacts.completion import places
+
 __all__ = ["schedule"]
 
 _PLACE = Path(__file__).parents[1] / "schedules"
@@ -32,7 +34,12 @@ def _first_line(path: Path) -> str:
 @click.command(cls=_WithKinds)
 @click.argument("kind", metavar="KIND", type=click.Choice(list(_KINDS)))
 @click.argument("run_file")
-@click.option("--run-dir", required=True, help="Where the run lives; a shared folder, or s3://BUCKET/PREFIX.")
+@click.option(
+    "--run-dir",
+    required=True,
+    shell_complete=places,
+    help="Where the run lives; a shared folder, or s3://BUCKET/PREFIX.",
+)
 @click.option(
     "--at", required=True, metavar="CRON", help='When: minute, hour, day of month, month, day of week; "0 2 * * *".'
 )

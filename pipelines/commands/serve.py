@@ -6,11 +6,13 @@ from pathlib import Path
 
 import click
 
+from miner.artifacts.completion import places
+
 __all__ = ["serve"]
 
 
 @click.command()
-@click.argument("run_dir")
+@click.argument("run_dir", shell_complete=places)
 @click.option("--verdicts", type=click.Path(dir_okay=False, path_type=Path),
               help="File of verdicts to go on with.  [default: RUN_DIR/verdicts.jsonl]")  # fmt: skip
 @click.option(

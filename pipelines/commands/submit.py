@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from miner.artifacts.completion import places
+
 if TYPE_CHECKING:
     from miner.artifacts.store import Store
     from pipelines.ray_jobs import Cluster
@@ -23,6 +25,7 @@ _KNOWN = (2, 3, 4, 5, 75)  # exit codes of `pipelines run` that say what was wro
 @click.argument("run_file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option(
     "--run-dir",
+    shell_complete=places,
     required=True,
     help="Where the run lives: a folder that this machine and the cluster see under the same path, or s3://BUCKET/PREFIX.",
 )

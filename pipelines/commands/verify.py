@@ -9,11 +9,13 @@ from dataclasses import asdict
 
 import click
 
+from miner.artifacts.completion import places
+
 __all__ = ["verify"]
 
 
 @click.command()
-@click.argument("run_dir")
+@click.argument("run_dir", shell_complete=places)
 @click.option("--stage", "stages", multiple=True, help="Only this stage: mine, mine-i2t, fit, pairs, ...; repeatable.")
 @click.option("--round", "rounds", multiple=True, type=click.IntRange(min=0), help="Only this round; repeatable.")
 @click.option("--threads", type=click.IntRange(1, 64), help="Files hashed at once.  [default: one per core, at most 8]")

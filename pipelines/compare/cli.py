@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from trainer.commands import LOSSES
+
 if TYPE_CHECKING:
     from pipelines.compare.comparison import Comparison
 
@@ -17,7 +19,12 @@ __all__ = ["compare"]
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path), required=False)
 @click.option("--demo", is_flag=True, help="Fifteen objectives on the bundled emoji set.")
 @click.option(
-    "--objective", "objectives", multiple=True, metavar="NAME[:KEY=VALUE,...]", help="One more objective; repeat."
+    "--objective",
+    "objectives",
+    multiple=True,
+    metavar="NAME[:KEY=VALUE,...]",
+    shell_complete=LOSSES,
+    help="One more objective; repeat.",
 )
 @click.option("--only", multiple=True, metavar="LABEL", help="Of the file's objectives take these; repeat.")
 @click.option("--seeds", type=click.IntRange(min=1), help="Overrides [compare] seeds.")

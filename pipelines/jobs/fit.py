@@ -12,7 +12,7 @@ from miner.artifacts.pairs import Direction
 from pipelines.jobs import Task
 
 if TYPE_CHECKING:
-    from trainer.fit import EpochLog
+    from trainer.training import EpochLog
 
 __all__ = ["EPOCHS", "FitJob"]
 
@@ -29,7 +29,7 @@ class FitJob:
     def finish(self, said: Callable[[dict[str, Any]], None] = lambda line: None) -> Artifact:
         from trainer import epochs
         from trainer.checkpoint import Checkpoint
-        from trainer.fit import fit
+        from trainer.training import fit
 
         settings, stage = self.task.settings, self.task.stage
         roles = dict(self.task.parents)

@@ -125,7 +125,7 @@ class MineJob:
 
     def _search(self, rows: Any, depth: int | None = None) -> NegativeBlock:
         """What the index finds for some anchors: the negatives, or the candidates of rules or a two-stage search."""
-        from miner.mine import mine_block
+        from miner.nearest import mine_block
 
         store, k = self.task.draft.store, depth or self.searched
         if self.tuned is not None:

@@ -17,7 +17,7 @@ from miner.artifacts.negatives import NegativeBlock
 from miner.artifacts.pairs import Direction, Pairs, sides
 from miner.artifacts.store import LocalStore
 from miner.filters import chosen
-from miner.mine import mine, mine_block
+from miner.nearest import mine, mine_block
 from miner.select import Selection
 
 # (anchor row, candidate row, rank, score, lowest positive) -> whether to drop

@@ -18,7 +18,7 @@ from miner.artifacts.negatives import NEGATIVES, NegativeBlock, NegativeTable, w
 from miner.artifacts.pairs import Pairs, sides
 from miner.artifacts.store import LocalStore
 from miner.index import SearchSettings, _faiss, factory
-from miner.mine import mine
+from miner.nearest import mine
 from miner.tuning import prepare, tune
 
 

@@ -638,7 +638,7 @@ def test_human_judgements_of_flickr8k(tmp_path, monkeypatch):
     if not (FLICKR8K / "human_judgments.tsv").is_file():
         pytest.skip(f"{FLICKR8K} is not here: human judgements of Flickr8k")
     from miner import index
-    from miner.mine import mine
+    from miner.nearest import mine
 
     ids = (FLICKR8K / "ids.txt").read_text().split()
     row_of = {name: row for row, name in enumerate(ids)}

@@ -13,7 +13,7 @@ from miner.artifacts.errors import BadInput, DamagedArtifact
 from miner.artifacts.manifest import Draft, open_artifact
 from miner.artifacts.negatives import NegativeBlock
 from miner.artifacts.store import LocalStore
-from miner.mine import mine
+from miner.nearest import mine
 from tests.miner.filters_oracle import ranking, searched, selected, selection
 
 N = 7

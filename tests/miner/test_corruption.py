@@ -15,7 +15,7 @@ from miner.artifacts.errors import DamagedArtifact
 from miner.artifacts.manifest import Draft, open_artifact
 from miner.artifacts.negatives import NEGATIVES, NegativeTable, write_negatives
 from miner.artifacts.store import LocalStore
-from miner.mine import mine
+from miner.nearest import mine
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from miner.commands.filter import filter_candidates
 from miner.filters import DEFAULT
 from miner.folder import open_folder
 from miner.index import build
-from miner.mine import mine
+from miner.nearest import mine
 from tests.miner.filters_oracle import expected, ranking
 
 

@@ -13,7 +13,7 @@ from miner.artifacts.errors import BadInput
 from miner.artifacts.negatives import NegativeBlock
 from miner.artifacts.pairs import Pairs
 from miner.index._faiss import set_threads
-from miner.mine import mine, mine_block
+from miner.nearest import mine, mine_block
 from miner.scores import norms, similarities, unit
 from miner.search import Gallery, Searcher
 

@@ -20,7 +20,7 @@ from miner.artifacts.manifest import Artifact, Draft
 from miner.artifacts.negatives import NEGATIVES, NegativeBlock, NegativeTable, write_negatives
 from miner.artifacts.pairs import Pairs
 from miner.artifacts.store import LocalStore
-from miner.mine import mine
+from miner.nearest import mine
 
 PROVENANCE = {"round": 2, "metric": "ip", "index": "flat", "checkpoint": "c" * 64}
 

@@ -37,7 +37,7 @@ from miner.artifacts.store import LocalStore
 from miner.cli import main
 from miner.index import _faiss
 from miner.matrix import mine_exhaustively
-from miner.mine import mine
+from miner.nearest import mine
 from miner.select import depths_of
 from pipelines.cli import main as pipelines_main
 from tests.miner.conftest import Problem

@@ -23,7 +23,7 @@ from tests.pipelines.test_loop import hashes
 from trainer import losses, models
 from trainer.checkpoint import Checkpoint
 from trainer.data import load
-from trainer.fit import EpochLog, FitConfig, fit
+from trainer.training import EpochLog, FitConfig, fit
 
 FLEETING = {"seconds", "waited", "pairs_per_second", "device", "resumed"}
 HISTORY = "history.json"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-import miner.mine
+import miner.nearest
 from miner.artifacts.manifest import Draft
 from miner.artifacts.store import LocalStore
 from miner.index._faiss import set_threads
@@ -49,13 +49,13 @@ def test_a_miner_searches_on_as_many_threads_as_it_has_cpus_and_sees_no_gpu_it_w
         monkeypatch.setenv(name, "0")
     task = mining(copy_of(finished_run), finished_run / "run.toml")
     assert title(task) == "copy/r1/mine-i2t"
-    seen, search = [], miner.mine.mine_block
+    seen, search = [], miner.nearest.mine_block
 
     def watched(*arguments: Any, **named: Any) -> Any:
         seen.append(set_threads(None))
         return search(*arguments, **named)
 
-    monkeypatch.setattr(miner.mine, "mine_block", watched)
+    monkeypatch.setattr(miner.nearest, "mine_block", watched)
     before = set_threads(None)
     for cpus in (3, 2):
         Shards(Shape(cpus, 0)).part(task, cpus - 1)

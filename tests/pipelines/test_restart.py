@@ -15,7 +15,7 @@ from pipelines.settings import Settings
 from tests.pipelines.builders import raw_settings, write_toml
 from trainer.checkpoint import Checkpoint
 from trainer.data import load
-from trainer.fit import fit
+from trainer.training import fit
 
 
 def only(root: Path, pattern: str) -> Path:

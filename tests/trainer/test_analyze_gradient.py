@@ -21,9 +21,9 @@ from trainer.analyze import COLUMNS, Threshold, analyze, contributions, steps_of
 from trainer.checkpoint import Checkpoint
 from trainer.data import Dataset
 from trainer.encode import encode_rows
-from trainer.fit import FitConfig, fit
 from trainer.published import published
 from trainer.similarities import Offline, Similarities
+from trainer.training import FitConfig, fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

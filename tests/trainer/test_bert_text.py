@@ -18,8 +18,8 @@ from tests.trainer import pretrained_models
 from tests.trainer.pretrained_models import CAPTIONS, SMALL
 from trainer import losses, models
 from trainer.checkpoint import CHECKPOINT, Checkpoint
-from trainer.fit import FitConfig, fit
 from trainer.models._pretrained import BertWords, Pretrained
+from trainer.training import FitConfig, fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIZES = {**SMALL, "vocab_size": 60, "max_position_embeddings": 16, "pad_token_id": 1}

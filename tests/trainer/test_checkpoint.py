@@ -13,7 +13,7 @@ from miner.artifacts.store import LocalStore
 from trainer import losses, models
 from trainer.checkpoint import CHECKPOINT, Checkpoint
 from trainer.data import Dataset
-from trainer.fit import FitConfig, fit
+from trainer.training import FitConfig, fit
 
 
 @pytest.fixture

@@ -20,11 +20,11 @@ from trainer import losses, models, sampling
 from trainer.checkpoint import Checkpoint
 from trainer.chunks import WHOLE, Division, auxiliary_loss
 from trainer.data import Dataset
-from trainer.fit import EpochLog, FitConfig, fit
 from trainer.models import Encoder
 from trainer.processes import Processes
 from trainer.scoring import Gathered, Inputs, Step, gather, score
 from trainer.text import Vocabulary
+from trainer.training import EpochLog, FitConfig, fit
 
 CPU = torch.device("cpu")
 STATISTICS = ("vse_inf", "vsrn")  # an item's embedding depends on its batch

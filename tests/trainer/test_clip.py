@@ -23,7 +23,7 @@ from tests.trainer.pretrained_models import CAPTIONS, pictures
 from trainer import losses, models
 from trainer.checkpoint import CHECKPOINT, Checkpoint
 from trainer.encode import encode_rows
-from trainer.fit import FitConfig, fit
+from trainer.training import FitConfig, fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TUNINGS = ["full", "frozen_towers", "frozen_image", "frozen_text", "lora"]

@@ -10,7 +10,7 @@ import torch
 from miner.artifacts.errors import BadInput
 from trainer import losses, models
 from trainer.data import Dataset
-from trainer.fit import FitConfig, fit
+from trainer.training import FitConfig, fit
 
 QUICK = FitConfig(epochs=2, batch_size=16, lr=5e-3, warmup_epochs=0, threads=1, compile=True)
 MODEL = models.configure("vsepp", {"dim": 16, "word_dim": 8})

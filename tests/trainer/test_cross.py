@@ -17,11 +17,11 @@ from miner.artifacts.errors import BadInput
 from tests.trainer import attention_oracle as oracle
 from trainer import losses, models
 from trainer.data import Dataset
-from trainer.fit import EpochLog, FitConfig, fit
 from trainer.models import Elements
 from trainer.models._cross import CrossAttention
 from trainer.scoring import Inputs
 from trainer.text import Vocabulary
+from trainer.training import EpochLog, FitConfig, fit
 
 VOCABULARY = Vocabulary.build(["red cat", "blue dog", "a very long caption of many many words"])
 CASES: list[tuple[str, dict[str, Any]]] = [

@@ -20,9 +20,9 @@ from trainer.checkpoint import Checkpoint
 from trainer.data import Dataset
 from trainer.encode import encode_rows
 from trainer.evaluate import metrics
-from trainer.fit import WARM, EpochLog, FitConfig, fit, learning_rate
 from trainer.scoring import Inputs, gather, score
 from trainer.similarities import Similarities
+from trainer.training import WARM, EpochLog, FitConfig, fit, learning_rate
 
 MODEL = models.configure("vsepp", {"dim": 16, "word_dim": 8})
 QUICK = FitConfig(epochs=3, batch_size=16, lr=5e-3, warmup_epochs=1, threads=1, ema_decay=0.9, lr_schedule="cosine")

@@ -20,8 +20,8 @@ from trainer import losses, models
 from trainer.checkpoint import CHECKPOINT, Checkpoint
 from trainer.data import Dataset
 from trainer.encode import encode_rows
-from trainer.fit import EpochLog, FitConfig, fit
 from trainer.models._towers import WordStates
+from trainer.training import EpochLog, FitConfig, fit
 
 FACTORY = """
 import torch

@@ -19,10 +19,10 @@ from miner.artifacts.pairs import Pairs
 from miner.artifacts.ranks import Simans
 from trainer import losses, models, sampling
 from trainer.data import Dataset
-from trainer.fit import EpochLog, FitConfig, fit
 from trainer.neighbourhoods import Neighbourhoods, _Pass
 from trainer.scoring import Inputs, gather, score
 from trainer.text import Vocabulary
+from trainer.training import EpochLog, FitConfig, fit
 
 POOL = {"pool_text": 6, "pool_image": 4, "ranks": "untied"}
 

@@ -18,7 +18,7 @@ from miner.artifacts.ranks import Scored, Simans, Softmax, drawn_ranks
 from trainer import losses, models, sampling
 from trainer.analyze import analyze
 from trainer.data import Dataset
-from trainer.fit import EpochLog, FitConfig, fit
+from trainer.training import EpochLog, FitConfig, fit
 
 LAWS: list[Any] = ["untied", "top", "log_uniform", Simans(50.0), Simans(20.0, -0.1), Softmax(0.05)]
 BY_SCORE = [law for law in LAWS if not isinstance(law, str)]

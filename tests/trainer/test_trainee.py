@@ -9,9 +9,9 @@ import torch
 
 from trainer import models
 from trainer.data import Dataset
-from trainer.fit import FitConfig
 from trainer.models import vsepp
 from trainer.trainee import Trainee
+from trainer.training import FitConfig
 
 CPU = torch.device("cpu")
 MODEL = models.configure("vsepp", {"dim": 16, "word_dim": 8})

@@ -7,21 +7,30 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from miner.artifacts.completion import files_in
+
 if TYPE_CHECKING:
     from miner.artifacts.manifest import Artifact, Draft
     from trainer.checkpoint import Checkpoint
     from trainer.data import Dataset
 
 __all__ = [
-    "DATA", "FOLD", "FOLDER", "SPLIT", "check_fits", "data_config", "draft_at", "loss_of", "model_of",
-    "open_checkpoint", "open_dataset", "open_split", "say_once", "sections_of", "was_given",
+    "BACKBONES", "DATA", "FOLD", "FOLDER", "FORMATS", "JUDGEMENTS", "LOSSES", "MODELS", "SPLIT", "check_fits",
+    "data_config", "draft_at", "loss_of", "model_of", "open_checkpoint", "open_dataset", "open_split", "say_once",
+    "sections_of", "was_given",
 ]  # fmt: skip
 
+_HERE = Path(__file__).parents[1]
+MODELS, LOSSES, BACKBONES, JUDGEMENTS = (
+    files_in(_HERE / name, paths=name == "backbones") for name in ("models", "losses", "backbones", "judgements")
+)
+FORMATS = files_in(_HERE / "data", "emoji", settings=True, paths=True)
 FOLDER = click.Path(path_type=Path)
 DATA = click.option(
     "--data",
     required=True,
     metavar="emoji|PATH|FORMAT:KEY=VALUE,...",
+    shell_complete=FORMATS,
     help="The bundled emoji set; a folder or file whose format is recognised; or a format with its settings, such as "
     "karpathy:annotations=dataset_flickr8k.json,images=Images. `trainer data check` says what is found there.",
 )
@@ -150,9 +159,7 @@ def model_of(flag: str | None, section: dict[str, Any], image_shape: tuple[int, 
     """
     from trainer import models
 
-    # Pictures, a vector per region, one vector.
-    fitting = {3: "cnn_gru", 2: "vse_inf"}.get(len(image_shape), "vsepp")
-    return models.resolved(models.configure(*_named(flag, section, fitting)))
+    return models.resolved(models.configure(*_named(flag, section, models.fitting(image_shape))))
 
 
 def _named(flag: str | None, section: dict[str, Any], default: str) -> tuple[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from miner.artifacts.command import align
-from trainer.commands import DATA, FOLD, FOLDER, SPLIT, check_fits, open_dataset
+from trainer.commands import DATA, FOLD, FOLDER, LOSSES, SPLIT, check_fits, open_dataset
 
 if TYPE_CHECKING:
     from trainer.data import Dataset
@@ -43,6 +43,7 @@ nearer           share of the negatives that count which the loss pulls nearer i
 @click.option(
     "--loss",
     "loss_names",
+    shell_complete=LOSSES,
     multiple=True,
     metavar="NAME[:KEY=VALUE,...]",
     help="Objective to count; repeat it to compare. [default: triplet]",

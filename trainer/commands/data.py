@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from miner.artifacts.command import CommandGroup, align
-from trainer.commands import FOLD, data_config
+from miner.artifacts.completion import files_in
+from trainer.commands import FOLD, FORMATS, data_config
 from trainer.commands._formats import WithFormats, described, first_lines
 from trainer.commands._progress import Progress
 
@@ -34,7 +35,7 @@ def data() -> None:
 
 
 @data.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=files_in(Path(__file__).parents[1] / "data"))
 def formats(name: str | None) -> None:
     """List the data formats, or say what the format NAME reads and every setting that it has.
 
@@ -51,7 +52,7 @@ def formats(name: str | None) -> None:
 
 
 @data.command(cls=WithFormats)
-@click.argument("spec", metavar="emoji|PATH|FORMAT:KEY=VALUE,...")
+@click.argument("spec", metavar="emoji|PATH|FORMAT:KEY=VALUE,...", shell_complete=FORMATS)
 @FOLD
 @click.option(
     "--min-count", type=click.IntRange(min=1), default=1, show_default=True,

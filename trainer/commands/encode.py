@@ -8,6 +8,7 @@ from typing import Any, get_args
 import click
 
 from trainer.commands import (
+    BACKBONES,
     DATA,
     FOLD,
     FOLDER,
@@ -31,6 +32,7 @@ _OF_BACKBONE = ("regions", "pool", "image_size", "batch_size", "dtype")
 @click.option("--checkpoint", type=FOLDER, help="What `trainer fit` wrote: vectors for `miner mine`.")
 @click.option(
     "--backbone",
+    shell_complete=BACKBONES,
     metavar="NAME|FOLDER|MODULE:FUNCTION",
     help="Image features to train on, by efficientnet-lite0, a vision model of transformers (folder or hub name), or a "
     "function of yours that returns a torch module.",
@@ -136,10 +138,10 @@ def _vectors(
             click.echo(f"{side}s: already done, {out / side}")
             continue
         ranges = shard_ranges(len(ids), shard_rows)
-        shards = [
-            encode_shard(draft, shard, rows, model, dataset, side, elements=elements, threads=threads)
-            for shard, rows in enumerate(ranges)
-        ]
+        shards, progress = [], Progress(f"{side}s")
+        for shard, rows in enumerate(ranges):
+            shards.append(encode_shard(draft, shard, rows, model, dataset, side, elements=elements, threads=threads))
+            progress(dataset.split, rows[1], len(ids))
         commit_shards(draft, shards, ids, side, meta, elements=elements is not None)
         click.echo(f"{side}s: {len(ids)} vectors of dim {model.dim}, encoded on the {device.type}, {out / side}")
     write_pairs(out / "pairs.csv", dataset.pairs)

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trainer.commands import DATA, FOLD, FOLDER, SPLIT, check_fits, draft_at, open_dataset, say_once, was_given
+from trainer.commands import (
+    DATA,
+    FOLD,
+    FOLDER,
+    JUDGEMENTS,
+    SPLIT,
+    check_fits,
+    draft_at,
+    open_dataset,
+    say_once,
+    was_given,
+)
 
 if TYPE_CHECKING:
     from miner.artifacts.pairs import Pairs
@@ -39,6 +50,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--positives",
+    shell_complete=JUDGEMENTS,
     metavar="NAME[:PATH][,KEY=VALUE...]",
     help="Judged positives beyond the data's own, for mAP@R and R-precision; see below.",
 )

@@ -7,10 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trainer.commands import DATA, FOLD, FOLDER, draft_at, loss_of, model_of, open_dataset, sections_of, was_given
+from trainer.commands import (
+    DATA,
+    FOLD,
+    FOLDER,
+    LOSSES,
+    MODELS,
+    draft_at,
+    loss_of,
+    model_of,
+    open_dataset,
+    sections_of,
+    was_given,
+)
 
 if TYPE_CHECKING:
-    from trainer.fit import EpochLog
+    from trainer.training import EpochLog
+
+__all__ = ["fit", "say_epoch"]
 
 
 @click.command()
@@ -20,9 +34,12 @@ if TYPE_CHECKING:
 @click.option(
     "--model",
     metavar="NAME[:KEY=VALUE,...]",
+    shell_complete=MODELS,
     help="Model; see below. [default: cnn_gru for pictures, vse_inf for regions, vsepp for vectors]",
 )
-@click.option("--loss", metavar="NAME[:KEY=VALUE,...]", help="Objective; see below. [default: triplet]")
+@click.option(
+    "--loss", metavar="NAME[:KEY=VALUE,...]", shell_complete=LOSSES, help="Objective; see below. [default: triplet]"
+)
 @click.option("--quintuplet", is_flag=True, help="Train on offline negatives too (AOQ); needs --negatives.")
 @click.option("--negatives", type=FOLDER, help="What `miner mine` wrote for this data: i2t/ and t2i/.")
 @click.option(
@@ -109,16 +126,16 @@ def fit(
     """
     import shutil
 
-    import torch
-
     from miner.artifacts.errors import BadInput
     from miner.artifacts.lock import hold
-    from trainer import losses, models, registry
+    from miner.artifacts.pace import span
+    from trainer import losses, registry
     from trainer.checkpoint import CHECKPOINT, Checkpoint
-    from trainer.fit import FitConfig
-    from trainer.fit import fit as train
     from trainer.processes import joined
     from trainer.tables import open_tables
+    from trainer.trained import inputs_of
+    from trainer.training import FitConfig
+    from trainer.training import fit as train
 
     if quintuplet and loss:
         raise click.UsageError("--quintuplet is --loss aoq; give one of the two.")
@@ -144,15 +161,7 @@ def fit(
         raise BadInput(
             f"{start}: {begin.epoch} epochs are done, but fit.total_epochs is {fit_config.total_epochs}; raise it."
         )
-    inputs = {
-        "data": [dataset.name, fold, dataset.fingerprint],
-        "model": [models.name_of(model_config), model_config.model_dump(mode="json")],
-        "loss": [losses.name_of(loss_config), loss_config.model_dump(mode="json")],
-        "fit": fit_config.model_dump(mode="json"),
-        "tables": {direction: table.fingerprint for direction, table in tables.items()} if tables else None,
-        "start": begin.fingerprint if begin else None,
-        "torch": torch.__version__,
-    }
+    inputs = inputs_of(dataset, fold, model_config, loss_config, fit_config, tables, begin)
     context = click.get_current_context()
     processes = context.with_resource(joined())
     if processes.first:
@@ -171,7 +180,10 @@ def fit(
 
     def told(log: EpochLog) -> None:
         history.append(log.history())
-        _say_epoch(log)
+        say_epoch(log)
+        left = fit_config.epochs - len(history)
+        if left and not log.resumed:
+            click.echo(f"           {left} epochs left, about {span(left * log.seconds)}", err=True)
 
     checkpoint = train(
         dataset,
@@ -191,7 +203,8 @@ def fit(
     click.echo(f"checkpoint: {out}")
 
 
-def _say_epoch(log: EpochLog) -> None:
+def say_epoch(log: EpochLog) -> None:
+    """One line of what an epoch gave."""
     if log.resumed:
         click.echo(f"epoch {log.epoch:3d}  done before")
         return

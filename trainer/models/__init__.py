@@ -29,7 +29,8 @@ from trainer import registry
 from trainer.text import Tokenizer, Vocabulary
 
 __all__ = [
-    "Elements", "Encoder", "PairScorer", "build", "configure", "fresh", "models", "name_of", "resolved", "tokenizer_of",
+    "Elements", "Encoder", "PairScorer", "build", "configure", "fitting", "fresh", "models", "name_of", "resolved",
+    "tokenizer_of",
 ]  # fmt: skip
 
 
@@ -126,6 +127,11 @@ class PairScorer(Encoder):
 def models() -> list[str]:
     """Names of the models."""
     return registry.names(__name__)
+
+
+def fitting(image_shape: tuple[int, ...]) -> str:
+    """The model to begin with for images of this shape: pictures, a vector per region, or one vector."""
+    return {3: "cnn_gru", 2: "vse_inf"}.get(len(image_shape), "vsepp")
 
 
 def configure(name: str, settings: Mapping[str, Any] | None = None) -> Any:

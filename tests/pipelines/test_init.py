@@ -1,0 +1,95 @@
+"""`pipelines init`: a run file that works unchanged, for every data format."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from pipelines.cli import main
+from tests.trainer.formats_written import FORMATS, write_folder, write_precomp, write_vectors
+
+MODELS = {"vectors": "vse_inf", "precomp": "vse_inf"}
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("name", [*FORMATS, "emoji"])
+def test_every_format_gives_a_run_file_that_plans(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    data = "emoji"
+    if name in FORMATS:
+        data = FORMATS[name].write(Path("data") if Path("data").mkdir() is None else Path())
+    done = run("init", data)
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines()[-1] == "next: pipelines plan run.toml, then: pipelines run run.toml"
+    text = Path("run.toml").read_text()
+    written = tomllib.loads(text)
+    assert written["data"]["format"] == name
+    assert written["model"]["name"] == MODELS.get(name, "cnn_gru")
+    assert str(tmp_path) not in text  # the folder can be moved
+    for line in text.splitlines():
+        assert len(line) <= 120
+    blocks = text.split("\n\n")[1:]
+    assert all(block.startswith("# ") and "\n[" in block for block in blocks), "a comment before every section"
+    planned = run("plan", "run.toml")
+    assert planned.exit_code == 0, planned.output
+    assert "r3/fit" in planned.output
+
+
+def test_a_run_file_runs_unchanged_from_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    folder = write_vectors(tmp_path / "data")
+    np.save(folder / "images.npy", np.load(folder / "images.npy")[:, 0])  # one vector per image
+    out = tmp_path / "here" / "mine.toml"
+    out.parent.mkdir()
+    assert run("init", folder, "--out", out).exit_code == 0
+    written = tomllib.loads(out.read_text())
+    assert (written["model"]["name"], written["executor"]["kind"]) == ("vsepp", "inline")
+    assert (written["mine"]["k"], written["loss"]["h_v"]) == (3, 2)
+    monkeypatch.chdir(tmp_path)
+    done = run("run", "here/mine.toml", "--run-dir", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "run" / "report.html").exists()
+    before = out.read_bytes()
+    again = run("init", folder, "--out", out)
+    assert (again.exit_code, out.read_bytes()) == (3, before)
+    assert "nothing is overwritten" in again.output
+
+
+def test_what_was_said_of_the_data_is_kept(tmp_path):
+    (tmp_path / "data").mkdir()
+    folder = write_folder(tmp_path / "data")
+    out = tmp_path / "run.toml"
+    assert run("init", f"folder:folder={folder},image_size=8,max_broken=0.5", "--out", out).exit_code == 0
+    assert tomllib.loads(out.read_text())["data"] == {
+        "format": "folder", "folder": "data", "image_size": 8, "max_broken": 0.5,
+    }  # fmt: skip
+
+
+def test_wrong_data_gets_the_sentence_of_data_check(tmp_path):
+    out = tmp_path / "run.toml"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "data").mkdir()
+    folder = write_precomp(tmp_path / "data")
+    np.save(folder / "test_ims.npy", np.load(folder / "test_ims.npy")[:, :2])
+    sentences = {
+        tmp_path / "empty": "no known data here",
+        tmp_path / "nowhere": "no such folder or file",
+        "folder:fodler=x": "did you mean 'folder'",
+        folder: "the splits have different images",
+    }
+    for data, sentence in sentences.items():
+        wrong = run("init", data, "--out", out)
+        assert (wrong.exit_code, sentence in wrong.output) == (3, True), wrong.output
+        assert not out.exists()
+    (folder / "dev_ims.npy").unlink()
+    wrong = run("init", folder, "--out", out)
+    assert (wrong.exit_code, "dev_ims.npy" in wrong.output) == (3, True), wrong.output
+    nowhere = run("init", "--out", tmp_path / "none" / "run.toml")
+    assert (nowhere.exit_code, "no such folder to write" in nowhere.output) == (3, True)
