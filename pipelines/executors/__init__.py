@@ -23,6 +23,11 @@ class Executor(Protocol):
         """How many fits of one thread may be executed at once, from as many threads of the caller."""
         ...
 
+    @property
+    def branches(self) -> int:
+        """How many stages of one run may be executed at once, training and refresh, from as many threads."""
+        ...
+
     def gpus_of(self, stage: Stage) -> int:
         """How many GPUs work on a stage at once; 1 where there is none, for the machine itself."""
         ...
@@ -31,7 +36,13 @@ class Executor(Protocol):
         """Do all parts of a task, then its finish. Errors of the user's making arrive as they were raised."""
         ...
 
-    def close(self) -> None: ...
+    def rest(self) -> None:
+        """No stage of the refresh is at hand: give back what is held for the next one."""
+        ...
+
+    def close(self) -> None:
+        """End everything, also what is at work in other threads: there it is an error."""
+        ...
 
 
 def open_executor(config: ExecutorConfig, progress: Progress, *, many: bool = False) -> Executor:

@@ -40,6 +40,8 @@ class RayExecutor:
     a controller and a process for each fit and a pool its actors for each stage, which takes longer than they do.
     """
 
+    branches = 2
+
     def __init__(self, config: ExecutorConfig, progress: Progress, *, many: bool = False) -> None:
         self.config, self.many = config, many
         self.workers = config.workers or len(os.sched_getaffinity(0))
@@ -72,7 +74,8 @@ class RayExecutor:
         try:
             return artifact_at(task.draft.store, self._execute(task, progress))
         except BaseException as failed:  # an interrupt too: the actors would hold what comes next
-            self._release()
+            if task.stage.branch == "refresh":
+                self.rest()
             if isinstance(failed, RayTaskError):
                 raise _cause(failed, task) from failed
             if isinstance(failed, RayError):
@@ -81,6 +84,11 @@ class RayExecutor:
                     f"{task.stage.name}: Ray lost the work ({lost}); run the same command again."
                 ) from failed
             raise
+
+    def rest(self) -> None:
+        if self._pool is not None:
+            self._pool[1].close()
+            self._pool = None
 
     def close(self) -> None:
         ray.shutdown()
@@ -93,7 +101,8 @@ class RayExecutor:
             for done, _ in enumerate(pool.parts(task, progress), start=1):
                 progress.advance(done)
             return pool.finish(task, progress)
-        self._release()  # it would hold what this work needs
+        if stage.branch == "refresh":
+            self.rest()  # it would hold what this work needs
         gpu = self._gpu(task)
         if stage.work == "fit":
             cpus = min(task.settings.threads, self.workers)
@@ -110,18 +119,24 @@ class RayExecutor:
         """The actors of this kind of work in this round: what they opened for one side serves the other."""
         key = (task.stage.round, task.stage.work)
         if self._pool is None or self._pool[0] != key:
-            self._release()
+            self.rest()
             asked: ActorConfig = getattr(self.config, task.stage.work, ActorConfig())
             gpus = float(self._gpu(task)) if asked.gpus is None else asked.gpus
             joined = bool(self.config.address)
             limit = self.config.workers if joined else self.workers
-            self._pool = key, Pool(task, Shape(asked.cpus, gpus), limit, self.config.patience, joined=joined)
+            self._pool = (
+                key,
+                Pool(
+                    task, Shape(asked.cpus, gpus), limit, self.config.patience, joined=joined, beside=self._beside(task)
+                ),
+            )
         return self._pool[1]
 
-    def _release(self) -> None:
-        if self._pool is not None:
-            self._pool[1].close()
-            self._pool = None
+    def _beside(self, task: Task) -> Shape | None:
+        """What the training that goes on beside this work takes of a node."""
+        if task.settings.run.refresh == "sync" or task.stage.round == 1:
+            return None
+        return Shape(min(task.settings.threads, self.workers), float(_resource("GPU") > 0))
 
     def _gpu(self, task: Task) -> bool:
         """Whether a GPU is for this work, where the cluster has one: for a model always; for a search, which finds the

@@ -35,6 +35,16 @@ class Shape:
         """How many fit on the nodes, were they idle."""
         return sum(self._fit(node.get("Resources", {})) for node in nodes)
 
+    def lost(self, nodes: Iterable[dict[str, Any]], other: Shape) -> int:
+        """How many fewer, at most, where one of another shape is on one of the nodes."""
+        lost = [0]
+        for node in nodes:
+            has = node.get("Resources", {})
+            if other._fit(has):
+                left = {**has, "CPU": has.get("CPU", 0) - other.cpus, "GPU": has.get("GPU", 0) - other.gpus}
+                lost.append(self._fit(has) - self._fit(left))
+        return max(lost)
+
     def _fit(self, resources: dict[str, float]) -> int:
         by_gpu = int(resources.get("GPU", 0) / self.gpus + 1e-6) if self.gpus else None
         by_cpu = int(resources.get("CPU", 0)) // self.cpus

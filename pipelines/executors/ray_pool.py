@@ -44,13 +44,17 @@ class _Actor:
 class Pool:
     """The actors of a kind of work in one round: `<run>/r3/mine`.
 
-    At most `limit` at once (0: as many as there is room for). Where no node of the cluster could hold one, a cluster
-    that was joined may still grow and is waited for, `patience` seconds.
+    At most `limit` at once (0: as many as there is room for), and no more than leave room for what is `beside` them,
+    the training of the same round, on whichever node would lose most by it. Where no node of the cluster could hold
+    one, a cluster that was joined may still grow and is waited for, `patience` seconds.
     """
 
-    def __init__(self, task: Task, shape: Shape, limit: int, patience: float, *, joined: bool) -> None:
+    def __init__(
+        self, task: Task, shape: Shape, limit: int, patience: float, *, joined: bool, beside: Shape | None
+    ) -> None:
         self.name = f"{run_name(task)}/r{task.stage.round}/{task.stage.work}"
         self.shape, self.limit, self.patience, self.joined = shape, limit, patience, joined
+        self.beside = beside
         self._actors: list[_Actor] = []
         self._alive: set[str] = set()
         self._barren: set[str] = set()  # the nodes when actors began no more
@@ -168,7 +172,10 @@ class Pool:
             return
         room = self.shape.room(nodes)
         # Where there is no room, one asks nonetheless: that is what makes a cluster grow.
-        wanted = min(todo, self.limit or max(room, 1))
+        most = self.limit or max(room, 1)
+        if self.beside is not None:
+            most = max(1, min(most, room - self.shape.lost(nodes, self.beside)))
+        wanted = min(todo, most)
         while len(self._actors) < wanted:
             name = f"{self.name}/{next(_numbers)}"
             actor = _remote.options(
