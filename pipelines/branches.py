@@ -16,7 +16,7 @@ __all__ = ["Branches", "Here"]
 
 class Branches:
     """At most `most` steps at once. `give_up` is called when there is an error, or an interrupt, while some are at
-    work: it ends what they wait for, so that none of them outlives this."""
+    work: with it they end soon, by errors that nobody reads. None of them outlives this."""
 
     def __init__(self, most: int, give_up: Callable[[], None]) -> None:
         self.most, self._give_up = most, give_up

@@ -204,7 +204,7 @@ def run(
     for round in sorted(_finished(steps)):
         tell_round(settings, steps, round, store, watch, again=True)
     failure: Exception | None = None
-    with Branches(executor.branches if settings.run.refresh == "async" else 1, executor.close) as branches:
+    with Branches(executor.branches if settings.run.refresh == "async" else 1, executor.give_up) as branches:
         while True:
             begin: list[Step] = []
             if failure is None:

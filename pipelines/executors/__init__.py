@@ -40,9 +40,11 @@ class Executor(Protocol):
         """No stage of the refresh is at hand: give back what is held for the next one."""
         ...
 
-    def close(self) -> None:
-        """End everything, also what is at work in other threads: there it is an error."""
+    def give_up(self) -> None:
+        """What is executed in other threads is to end now, by an error; nothing follows but `close`."""
         ...
+
+    def close(self) -> None: ...
 
 
 def open_executor(config: ExecutorConfig, progress: Progress, *, many: bool = False) -> Executor:
@@ -74,6 +76,8 @@ def _environment(config: ExecutorConfig) -> None:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    # A call that comes too late, after the end of a run, must not start another cluster.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     if not config.address and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

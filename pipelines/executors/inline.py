@@ -30,5 +30,8 @@ class InlineExecutor:
     def rest(self) -> None:
         pass
 
+    def give_up(self) -> None:
+        pass
+
     def close(self) -> None:
         pass

@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Iterator
 from functools import cached_property
+from threading import Event
 from typing import Any
 
 import ray
@@ -19,7 +20,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from miner.artifacts.errors import QuintainError, Retryable
 from miner.artifacts.manifest import Artifact, FileRecord
-from pipelines.executors.ray_actor import Shape, hide_gpus, title
+from pipelines.executors.ray_actor import Shape, hide_gpus, title, unless_given_up
 from pipelines.executors.ray_fit import fit
 from pipelines.executors.ray_pool import Pool
 from pipelines.jobs import Task, artifact_at, job_of
@@ -30,6 +31,7 @@ from pipelines.stages import Stage
 
 __all__ = ["RayExecutor"]
 
+_POLL_SECONDS = 1.0
 _RETRIES = 3  # of a task whose process died; an error of the task itself is raised at once
 
 
@@ -66,6 +68,7 @@ class RayExecutor:
         gpus = _resource("GPU")
         self.parallel = max(int(gpus), 1) if gpus else self.workers
         self._pool: tuple[tuple[int, str], Pool] | None = None
+        self._given_up = Event()
 
     def gpus_of(self, stage: Stage) -> int:
         return min(max(int(_resource("GPU")), 1), stage.parts) if stage.unit == "shard" else 1
@@ -90,6 +93,9 @@ class RayExecutor:
             self._pool[1].close()
             self._pool = None
 
+    def give_up(self) -> None:
+        self._given_up.set()
+
     def close(self) -> None:
         ray.shutdown()
 
@@ -107,13 +113,16 @@ class RayExecutor:
         if stage.work == "fit":
             cpus = min(task.settings.threads, self.workers)
             if not self.many:
-                return fit(task, progress, cpus, gpu=gpu)
+                return fit(task, progress, cpus, self._given_up, gpu=gpu)
             return self._fit_as_task(task, progress, cpus, gpu)
         options = {"name": title(task), "max_retries": _RETRIES, "num_cpus": 1, "num_gpus": int(gpu)}
         if stage.unit == "shard":
             for done, _ in enumerate(self._parts(task, options), start=1):
                 progress.advance(done)
-        return str(ray.get(_finish.options(**options).remote(task, gpu)))
+        committed = _finish.options(**options).remote(task, gpu)
+        while not ray.wait([committed], timeout=_POLL_SECONDS)[0]:
+            unless_given_up(self._given_up, task)
+        return str(ray.get(committed))
 
     def _pool_for(self, task: Task) -> Pool:
         """The actors of this kind of work in this round: what they opened for one side serves the other."""
@@ -127,7 +136,13 @@ class RayExecutor:
             self._pool = (
                 key,
                 Pool(
-                    task, Shape(asked.cpus, gpus), limit, self.config.patience, joined=joined, beside=self._beside(task)
+                    task,
+                    Shape(asked.cpus, gpus),
+                    limit,
+                    self.config.patience,
+                    self._given_up,
+                    joined=joined,
+                    beside=self._beside(task),
                 ),
             )
         return self._pool[1]

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from threading import Event
 from typing import Any
 
 import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
+from miner.artifacts.errors import Retryable
 from miner.artifacts.manifest import FileRecord
 from pipelines.executors.quarantine import FINISH
 from pipelines.jobs import Job, Task, job_of
 
-__all__ = ["Shape", "Shards", "hide_gpus", "lost_with_node", "run_name", "seen", "title"]
+__all__ = ["Shape", "Shards", "hide_gpus", "lost_with_node", "run_name", "seen", "title", "unless_given_up"]
 
 # What a process may raise for want of something that a fresh one may have, by name: torch is not imported here.
 _OF_THE_MACHINE = {"MemoryError", "OutOfMemoryError", "AcceleratorError"}
@@ -59,6 +61,12 @@ def run_name(task: Task) -> str:
 def title(task: Task) -> str:
     """What Ray's dashboard calls the work: `nightly/r3/mine-i2t` in a run folder `nightly`."""
     return f"{run_name(task)}/{task.stage.name}"
+
+
+def unless_given_up(given_up: Event, task: Task) -> None:
+    """Raises Retryable once a run is given up, in each thread that waits for work of it."""
+    if given_up.is_set():
+        raise Retryable(f"{task.stage.name}: given up with the run; run the same command again.")
 
 
 def hide_gpus() -> None:

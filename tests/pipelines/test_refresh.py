@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from miner.artifacts.errors import BadInput
-from miner.artifacts.manifest import FileRecord, Manifest, input_key
+from miner.artifacts.manifest import Artifact, FileRecord, Manifest, input_key
+from miner.artifacts.store import LocalStore
+from pipelines import loop
+from pipelines.executors.inline import InlineExecutor
+from pipelines.jobs import Task
 from pipelines.plan import KEY_DIGITS, Step, plan, ready, trained_on
+from pipelines.progress import Lines, Progress
 from pipelines.settings import Settings
 from pipelines.stages import Data, declare
 from tests.pipelines.builders import raw_settings, write_toml
-from tests.pipelines.test_loop import pipelines
+from tests.pipelines.test_loop import hashes, pipelines
 
 DATA = Data({"train": "a", "dev": "b", "test": "c"}, 84, 206, 210)
 Present = dict[str, dict[str, Manifest]]
@@ -173,6 +184,87 @@ def test_what_looks_at_a_finished_run_finds_its_tables(finished: Path, tmp_path:
     analysed = CliRunner().invoke(trainer, [str(each) for each in (*look, "--out", tmp_path / "counts")])
     assert analysed.exit_code == 0, analysed.output
     assert "round 3" in analysed.output
+
+
+class Two(InlineExecutor):
+    """Both branches in threads of this process; `before` a stage something may happen."""
+
+    branches = 2
+
+    def __init__(self, **before: Callable[[], object]) -> None:
+        self.before = before
+
+    def execute(self, task: Task, progress: Progress) -> Artifact:
+        self.before.get(task.stage.name.replace("/", "_").replace("-", "_"), lambda: None)()
+        return super().execute(task, progress)
+
+
+def run_two(executor: Two, finished: Path, root: Path, said: io.StringIO | None = None) -> None:
+    """The same run once more, in `root`, which holds all but round 2 of it; of what follows the bytes are the same."""
+    if not root.exists():
+        shutil.copytree(finished / "run", root)
+        shutil.rmtree(root / "rounds" / "002")
+    settings, store = Settings.load(finished / "run.toml"), LocalStore(root)
+    data = loop.describe(settings)
+    loop.run(settings, data, store, executor, Lines(said or io.StringIO()))
+
+
+def test_branches_meet_and_give_the_bytes_of_one_after_the_other(finished: Path, tmp_path: Path) -> None:
+    meet = threading.Barrier(2, timeout=60)  # broken, which is an error, if one would have to end before the other
+    run_two(Two(r2_fit=meet.wait, r2_mine_t2i=meet.wait), finished, tmp_path / "run")
+    assert hashes(tmp_path / "run") == hashes(finished / "run")
+
+
+@pytest.mark.parametrize(("fails", "goes_on", "never"), [
+    ("r2/fit", "r2/encode-image", "r2/encode-text"), ("r2/encode-image", "r2/fit", "r2/evaluate"),
+])  # fmt: skip
+def test_what_fails_in_one_branch_costs_the_other_nothing(
+    finished: Path, tmp_path: Path, fails: str, goes_on: str, never: str
+) -> None:
+    root, said, begun = tmp_path / "run", io.StringIO(), threading.Event()
+
+    def fail() -> None:
+        assert begun.wait(60)
+        raise BadInput("nobody can do this.")
+
+    def hold() -> None:
+        begun.set()
+        for _ in range(6000):
+            if f"The run ends once {goes_on}" in said.getvalue():
+                return
+            time.sleep(0.01)
+        raise AssertionError("nobody said that the other failed")
+
+    named = {name.replace("/", "_").replace("-", "_"): what for name, what in ((fails, fail), (goes_on, hold))}
+    with pytest.raises(BadInput, match="nobody can do this"):
+        run_two(Two(**named), finished, root, said)
+    assert f"{fails} failed: nobody can do this." in said.getvalue()
+
+    def there(name: str) -> list[Path]:
+        return list(root.glob(f"rounds/002/{name.removeprefix('r2/')}/*/manifest.json"))
+
+    assert (bool(there(goes_on)), there(fails), there(never)) == (True, [], [])
+    run_two(Two(), finished, root)
+    assert hashes(root) == hashes(finished / "run")
+
+
+def test_an_interrupt_waits_for_nobody_who_was_given_up(finished: Path, tmp_path: Path) -> None:
+    """What a look at the store raises in the loop's own thread ends the branches, as Ctrl-C does."""
+    given_up = threading.Event()
+
+    class Ends(Two):
+        def give_up(self) -> None:
+            given_up.set()
+
+    def interrupt() -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    executor = Ends(r2_fit=lambda: given_up.wait(60), r2_index_image=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_two(executor, finished, tmp_path / "run")
+    assert given_up.is_set()
+    run_two(Two(), finished, tmp_path / "run")
+    assert hashes(tmp_path / "run") == hashes(finished / "run")
 
 
 def test_overlap_of_what_is_trained_on_ends_a_run(folder: Path, tmp_path: Path) -> None:
