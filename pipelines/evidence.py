@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import get_args
 
 from miner.artifacts.negatives import NegativeTable
 from miner.artifacts.pairs import PAIRS, Direction, open_pairs
 from miner.artifacts.store import Store
 from pipelines.jobs import artifact_at
 from pipelines.log import lines
-from pipelines.plan import Step
+from pipelines.plan import Step, trained_on
 from pipelines.settings import Settings
+from pipelines.staleness import stale_steps
 from pipelines.stop import Stop, decide
 from pipelines.summary import overlap
 
-__all__ = ["dev_rsums", "gpu_hours", "stop_of"]
+__all__ = ["dev_rsums", "gpu_hours", "overlaps", "stop_of", "table_figures"]
 
 
 def dev_rsums(steps: Sequence[Step]) -> list[float]:
@@ -55,14 +55,33 @@ def stop_of(settings: Settings, steps: Sequence[Step], store: Store) -> Stop | N
         fitted += 1
 
     def least_overlap(round: int) -> float | None:
-        shares = []
-        for direction in get_args(Direction):
-            earlier, later = (done.get(f"r{each}/mine-{direction}") for each in (round - 1, round))
-            if earlier is not None and later is not None:
-                shares.append(_overlap(store, earlier.prefix, later.prefix))
-        return min(shares, default=None)
+        return min(overlaps(done, store, round).values(), default=None)
 
     return decide(settings.stop, settings.run.rounds, dev_rsums(steps), least_overlap, fitted, lambda: gpu_hours(store))
+
+
+def overlaps(done: Mapping[str, Step], store: Store, round: int) -> dict[Direction, float]:
+    """By direction, the share of the negatives that a round trains on which were in the tables that the round before
+    trained on; empty where there are none, or where they are the same tables. Raises DamagedArtifact."""
+    before = trained_on(done, round - 1)
+    return {
+        direction: _overlap(store, before[direction].prefix, later.prefix)
+        for direction, later in trained_on(done, round).items()
+        if direction in before and before[direction].prefix != later.prefix
+    }
+
+
+def table_figures(settings: Settings, steps: Sequence[Step], store: Store, round: int) -> dict[str, float]:
+    """Where tables may be older than the model that trains on them, how old they are and what is new in them:
+    {"tables/stale_steps", "tables/overlap_i2t", ...}; see `stale_steps` and `overlaps`."""
+    if settings.run.refresh == "sync":
+        return {}
+    known = {step.stage.name: step for step in steps if step.state != "waiting"}
+    age = stale_steps(known, store, round)
+    if age is None:
+        return {}
+    shares = {f"tables/overlap_{direction}": share for direction, share in overlaps(known, store, round).items()}
+    return {"tables/stale_steps": float(age), **shares}
 
 
 @lru_cache(maxsize=256)

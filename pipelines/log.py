@@ -23,14 +23,14 @@ _WRITING = Lock()
 def append(store: Store, line: dict[str, Any]) -> None:
     """Add one line. Threads of one process may."""
     text = json.dumps(sealed(line), sort_keys=True) + "\n"
-    if isinstance(store, LocalStore):
+    with _WRITING:
+        if not isinstance(store, LocalStore):
+            store.write(LOG, _read(store) + text.encode())
+            return
         with open(store.root / LOG, "ab+") as log:
             log.seek(-min(log.tell(), 1), os.SEEK_END)
             # Half a line that a killed run, or a full disk, left must not take this one with it.
             log.write((b"\n" if log.read(1) not in (b"", b"\n") else b"") + text.encode())
-        return
-    with _WRITING:
-        store.write(LOG, _read(store) + text.encode())
 
 
 def lines(store: Store) -> list[dict[str, Any]]:

@@ -6,7 +6,9 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -15,17 +17,17 @@ from miner.artifacts.manifest import MANIFEST, Draft, Manifest, canonical_json, 
 from miner.artifacts.pairs import PAIRS, Side, commit_pairs
 from miner.artifacts.sealed import sealed, unsealed
 from miner.artifacts.store import Store
-from pipelines.evidence import stop_of
+from pipelines.branches import Branches
+from pipelines.evidence import stop_of, table_figures
 from pipelines.executors import Executor
 from pipelines.jobs import Task, settings_json
 from pipelines.log import LOG
 from pipelines.places import guarded
-from pipelines.plan import KEY_DIGITS, Step, plan
+from pipelines.plan import KEY_DIGITS, Step, plan, ready
 from pipelines.progress import Progress
 from pipelines.settings import Settings
 from pipelines.stages import Data, Stage, declare
-from pipelines.told import Told, round_figures
-from pipelines.trackers import Event
+from pipelines.told import Told, tell_failure, tell_round
 from pipelines.trackers._watch import Watch
 from trainer.data import Split
 
@@ -184,6 +186,9 @@ def run(
 ) -> list[Step]:
     """Do everything that is not done. A second call does nothing; a call after a kill finishes the job.
 
+    With refresh = "async", and an executor that can, a round is trained while its tables are mined for the next. When
+    one of these fails, the stage that is at work in the other is finished, and then the error is raised.
+
     `check` is called before and after every stage, and before whatever this process writes into an object store; it
     raises when this run must stop (see `places.only_writer`). `watch` is told what happens; rounds that were finished
     before are told `again`.
@@ -197,43 +202,49 @@ def run(
         tidy(earlier, store)
     new: set[str] = set()
     for round in sorted(_finished(steps)):
-        _tell_round(steps, round, store, watch, again=True)
-    while True:
-        steps, found = _steps(settings, data, store, found)
-        step = next((s for s in steps if s.state in ("missing", "stale")), None)
-        if step is None:
-            # A worker that was given up as lost may have written its part after others had put theirs together.
-            for late in steps:
-                if late.stage.name in new:
-                    tidy(late, store)
-            return steps
-        new.add(step.stage.name)
-        already = _finished(steps)
-        try:
-            made = execute(step, steps, encoded, store, executor, progress, check, watch)
-        except Exception as failed:  # whatever it is, those who watch are told before it goes on its way
-            why = (str(failed).splitlines() or [type(failed).__name__])[0]
-            at = step.stage
-            watch.tell(Event("round_failed", store.url, time.time(), at.round, at.label, level="error", message=why))
-            raise
-        # Nobody else writes here: what was there is not asked for again, which is hundreds of requests in a bucket.
-        found.setdefault(step.stage.folder, {})[made.input_key[:KEY_DIGITS]] = made
-        now = plan([s.stage for s in steps], found)
-        for round in sorted(_finished(now) - already):
-            _tell_round(now, round, store, watch)
+        tell_round(settings, steps, round, store, watch, again=True)
+    failure: Exception | None = None
+    with Branches(executor.branches if settings.run.refresh == "async" else 1, executor.give_up) as branches:
+        while True:
+            begin: list[Step] = []
+            if failure is None:
+                steps, found = _steps(settings, data, store, found)
+                begin = ready(steps, branches.at_work, branches.most)
+            if not begin and not branches.at_work:
+                # A worker that was given up as lost may have written its part after others had put theirs together.
+                for late in steps:
+                    if late.stage.name in new:
+                        tidy(late, store)
+                return steps
+            if not any(step.stage.branch == "refresh" for step in (*begin, *branches.at_work)):
+                executor.rest()
+            for step in begin:
+                new.add(step.stage.name)
+                own = progress if branches.most == 1 else copy(progress)  # a stage's place on the same screen
+                work = (step, steps, encoded, store, executor, own, check, watch)
+                branches.begin(step, partial(execute, *work))
+            already = _finished(steps)
+            for step, future in branches.ended():
+                try:
+                    made = future.result()
+                except Exception as failed:  # whatever it is, those who watch are told before it goes on its way
+                    failure = failure or failed
+                    tell_failure(step, failed, branches.at_work, store, progress, watch)
+                    continue
+                # Nobody else writes here: what was there is not asked for again, which is hundreds of requests in a
+                # bucket.
+                found.setdefault(step.stage.folder, {})[made.input_key[:KEY_DIGITS]] = made
+            now = plan([s.stage for s in steps], found)
+            for round in sorted(_finished(now) - already):
+                tell_round(settings, now, round, store, watch)
+            if failure is not None and not branches.at_work:
+                raise failure
 
 
 def _finished(steps: Sequence[Step]) -> set[int]:
     """Rounds of which everything is done; the page is of all of them."""
     open_ = {step.stage.round for step in steps if step.state != "done" and step.stage.work != "report"}
     return {step.stage.round for step in steps} - open_
-
-
-def _tell_round(steps: Sequence[Step], round: int, store: Store, watch: Watch, again: bool = False) -> None:
-    evaluated = next(step.manifest for step in steps if step.stage.name == f"r{round}/evaluate")
-    assert evaluated is not None
-    figures = round_figures(evaluated.meta["metrics"])
-    watch.tell(Event("round_done", store.url, time.time(), round=round, figures=figures, again=again))
 
 
 def tidy(step: Step, store: Store) -> None:
@@ -266,7 +277,7 @@ def execute(
     task = Task(stage, draft, parents, encoded)
     before = task.settings.run.epochs_before(stage.round)
     told = Told(progress, store, watch or Watch(), stage, step.prefix, executor.gpus_of(stage), before)
-    told.begin(step.why)
+    told.begin(step.why, table_figures(task.settings, steps, store, stage.round) if stage.work == "fit" else {})
     began = time.monotonic()
     made = executor.execute(task, told)
     seconds = time.monotonic() - began

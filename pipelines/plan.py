@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from miner.artifacts.manifest import Manifest, input_key
+from miner.artifacts.pairs import Direction
 from pipelines.removed import RECORD, recorded
 from pipelines.stages import Stage
 
-__all__ = ["KEY_DIGITS", "Present", "State", "Step", "plan"]
+__all__ = ["KEY_DIGITS", "Present", "State", "Step", "plan", "ready", "trained_on"]
 
 KEY_DIGITS = 16
 Present = Mapping[str, Mapping[str, Manifest]]  # stage folder -> first digits of the input key -> manifest
@@ -47,6 +48,32 @@ def plan(stages: Sequence[Stage], present: Present) -> list[Step]:
     steps = _forward(stages, present, {})
     needed = _needed_again(steps)
     return _forward(stages, present, needed) if needed else steps
+
+
+def ready(steps: Sequence[Step], at_work: Sequence[Step], branches: int) -> list[Step]:
+    """What to begin now beside the steps `at_work`: the first that can be, or where there are two `branches`, training
+    and refresh, the first of each.
+
+    No round begins before the rounds before it are evaluated: a rule of [stop] may end the run there.
+    """
+    if branches == 1 and at_work:
+        return []
+    unevaluated = [step.stage.round for step in steps if step.stage.work == "evaluate" and step.state != "done"]
+    last = min(unevaluated, default=max(step.stage.round for step in steps))
+    busy = {step.stage.branch for step in at_work}
+    found: list[Step] = []
+    for step in steps:
+        if step.state in ("missing", "stale") and step.stage.round <= last and step.stage.branch not in busy:
+            busy.add(step.stage.branch)
+            found.append(step)
+    return found[:branches]
+
+
+def trained_on(done: Mapping[str, Step], round: int) -> dict[Direction, Step]:
+    """The tables that a round's model is trained on, of steps by their stages' names; none in a round without."""
+    fitted = done.get(f"r{round}/fit")
+    roles = dict(fitted.stage.parents) if fitted is not None else {}
+    return {d: done[roles[d]] for d in get_args(Direction) if roles.get(d) in done}
 
 
 def _forward(stages: Sequence[Stage], present: Present, needed: Mapping[str, str]) -> list[Step]:

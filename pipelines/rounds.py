@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
 from miner.artifacts.errors import BadInput
 from miner.artifacts.negatives import NegativeTable
-from miner.artifacts.pairs import Direction
 from miner.artifacts.store import LocalStore
 from pipelines import loop
 from pipelines.jobs import artifact_at
+from pipelines.plan import trained_on
 from trainer.checkpoint import Checkpoint
 from trainer.data import Dataset
 from trainer.plugins import Round
@@ -39,8 +38,7 @@ def rounds(folder: Path, dataset: Dataset) -> list[Round]:
             break
         tables = {
             direction: NegativeTable.open(artifact_at(store, mined.prefix), dataset.pairs)
-            for direction in get_args(Direction)
-            if (mined := done.get(f"r{number}/mine-{direction}")) is not None
+            for direction, mined in trained_on(done, number).items()
         }
         checkpoint = Checkpoint.open(artifact_at(store, fitted.prefix))
         found.append(Round(f"round {number}", checkpoint, tables or None))

@@ -1,6 +1,6 @@
 """The run file: one TOML, one section per owner, every key validated where its owner lives.
 
-[run]       seed, rounds, epochs          (here)
+[run]       seed, rounds, epochs, ... (run_section.py)
 [data]      format = "emoji", ...         (trainer.data)
 [model]     name = "cnn_gru", ...         (trainer.models)
 [loss]      name = "aoq", ...             (trainer.losses)
@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from miner.artifacts.errors import BadInput
 from pipelines.resources import ExecutorConfig
+from pipelines.run_section import RunConfig
 from pipelines.stop import StopConfig
 from pipelines.trackers import WatchConfig
 from trainer import registry
@@ -39,39 +40,6 @@ _NAMED = {"data": "format", "model": "name", "loss": "name"}
 _PLAIN = ("run", "encode", "index", "mine", "analyze", "stop", "watch", "executor")
 _FROM_RUN = ("epochs", "total_epochs", "seed")
 Section = TypeVar("Section", bound=BaseModel)
-
-
-class RunConfig(BaseModel):
-    """Round 0 trains `first_epochs` on online negatives; each of `rounds` mines and then trains `epochs` more.
-
-    With `restart`, every mined round trains a new model for `epochs`, on negatives that the model of the round before
-    found: with one round, the experiment of the AOQ paper.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    seed: int = Field(default=0, ge=0)
-    rounds: int = Field(default=3, ge=0)
-    first_epochs: int = Field(default=5, ge=1)
-    epochs: int = Field(default=5, ge=1)
-    restart: bool = False
-
-    @property
-    def total_epochs(self) -> int:
-        """Epochs of the whole run."""
-        return self.first_epochs + self.rounds * self.epochs
-
-    def epochs_of(self, round: int) -> tuple[int, int]:
-        """(first epoch, number of epochs) of a round; the first epoch counts from when its model was new."""
-        return (0 if self.restart else self.epochs_before(round)), self.epochs if round else self.first_epochs
-
-    def epochs_before(self, round: int) -> int:
-        """Epochs of all the rounds before."""
-        return self.first_epochs + (round - 1) * self.epochs if round else 0
-
-    def scheduled_epochs(self, round: int) -> int:
-        """Epochs over which the learning rate of a round's model is scheduled."""
-        return self.epochs_of(round)[1] if self.restart else self.total_epochs
 
 
 class EncodeConfig(BaseModel):
@@ -283,6 +251,8 @@ class Settings:
             raise BadInput(f"{where}: fit.threads = 0 gives other bytes on other machines; say how many threads.")
         if settings.stop.overlap is not None and not settings.loss.needs_tables:
             raise BadInput(f"{where}: stop.overlap compares mined tables, and this loss mines none; leave it out.")
+        if run.refresh == "async" and not settings.loss.needs_tables:
+            raise BadInput(f'{where}: run.refresh = "async" is about mining, and this loss mines none; leave it out.')
         return settings
 
     @property

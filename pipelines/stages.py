@@ -4,6 +4,8 @@ round 0     fit -> evaluate, analyze (if asked)
 round r     encode-{image,text} (fit r-1) -> index-{image,text} -> mine-{i2t,t2i} -> fit -> evaluate, analyze
             with an approximate index tune-{i2t,t2i} before mine-{i2t,t2i}
 at the end  report
+
+With refresh = "async" a fit reads the tables of the round before, so that its own round's can be mined beside it.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ from miner.artifacts.errors import BadInput
 from miner.artifacts.pairs import Direction, Side, sides
 from pipelines.settings import Settings
 
-__all__ = ["SHAPES_NOTHING", "Data", "Stage", "Work", "declare"]
+__all__ = ["SHAPES_NOTHING", "Branch", "Data", "Stage", "Work", "declare"]
 
 Work = Literal["encode", "index", "tune", "mine", "fit", "evaluate", "analyze", "report"]
+Branch = Literal["training", "refresh"]
 # Raised when what a stage writes for the same inputs changes: artifacts of older code are then not reused.
 _REVISION: Mapping[str, int] = {
     "encode": 2, "index": 1, "tune": 1, "mine": 2, "fit": 4, "evaluate": 2, "analyze": 1, "report": 2,
@@ -81,6 +84,11 @@ class Stage:
         return f"r{self.round}/{self.label}"
 
     @property
+    def branch(self) -> Branch:
+        """What it belongs to where tables are mined while a model trains."""
+        return "refresh" if self.work in ("encode", "index", "tune", "mine") else "training"
+
+    @property
     def folder(self) -> str:
         """Where its artifacts lie, one folder each, named by the first digits of their input key."""
         return f"rounds/{self.round:03d}/{self.label}"
@@ -121,11 +129,13 @@ def declare(settings: Settings, data: Data, last: int | None = None) -> list[Sta
             "model's own score picks the negatives among the candidates; search for several times k."
         )
     stages: list[Stage] = []
+    trained_on = {round: settings.run.tables_of(round) for round in range(1, last + 1) if settings.loss.needs_tables}
     for round in range(last + 1):
         tables: tuple[tuple[str, str], ...] = ()
-        if round > 0 and settings.loss.needs_tables:
+        if round in trained_on.values():
             stages += _mining(settings, data, round)
-            tables = tuple((d, f"r{round}/mine-{d}") for d in get_args(Direction))
+        if round in trained_on:
+            tables = tuple((d, f"r{trained_on[round]}/mine-{d}") for d in get_args(Direction))
         start = (("start", f"r{round - 1}/fit"),) if round > 0 and not settings.run.restart else ()
         # On disk: weights, raw weights and two moments, and that twice more as epoch files while it trains.
         cost = (12 * data.weights, 2**29 + 6 * data.weights)

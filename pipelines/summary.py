@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from miner.artifacts.manifest import Artifact
 from miner.artifacts.negatives import NegativeTable
-from miner.artifacts.pairs import Direction, Pairs
+from miner.artifacts.pairs import Pairs
 from miner.artifacts.store import Store
 from pipelines.jobs.analyze import counted
 from pipelines.log import lines
-from pipelines.plan import Step
+from pipelines.plan import Step, trained_on
 from pipelines.report import RoundView
+from pipelines.staleness import stale_steps
 from pipelines.stop import best_of
 
 __all__ = ["overlap", "round_views", "seconds_by_prefix"]
@@ -31,13 +32,14 @@ def round_views(steps: Sequence[Step], store: Store, pairs: Pairs) -> list[Round
         evaluated = done.get(f"r{round}/evaluate")
         if evaluated is None:
             continue
-        tables: dict[Direction, NegativeTable] = {}
-        for direction in get_args(Direction):
-            mined = done.get(f"r{round}/mine-{direction}")
-            if mined is not None:
-                artifact = Artifact(store, mined.prefix, cast(Any, mined.manifest))
-                tables[direction] = NegativeTable.open(artifact, pairs)
-        earlier = views[-1].tables if views else {}
+        mined, before = trained_on(done, round), trained_on(done, round - 1)
+        tables = {
+            direction: NegativeTable.open(Artifact(store, step.prefix, cast(Any, step.manifest)), pairs)
+            for direction, step in mined.items()
+        }
+        # Where the tables of the round before are trained on once more, nothing is new, and nothing to compare.
+        again = {d for d in mined if d in before and mined[d].prefix == before[d].prefix}
+        earlier = {d: table for d, table in (views[-1].tables if views else {}).items() if d not in again}
         looked = done.get(f"r{round}/analyze")
         views.append(
             RoundView(
@@ -51,6 +53,7 @@ def round_views(steps: Sequence[Step], store: Store, pairs: Pairs) -> list[Round
                     for name, step in done.items()
                     if step.stage.round == round and step.prefix in seconds
                 },
+                stale_steps=stale_steps(done, store, round),
                 contributing=counted(Artifact(store, looked.prefix, cast(Any, looked.manifest))) if looked else {},
             )
         )

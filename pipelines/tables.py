@@ -45,14 +45,16 @@ def plan_table(steps: Sequence[Step]) -> str:
 def summary_table(views: Sequence[RoundView]) -> str:
     """Per round, the best marked: rsum and R@1 of dev and test, hardness and overlap of the tables, seconds per stage.
 
-    Where contributions were counted, also negatives per query that contribute to the loss, in the batch + offline.
+    Where contributions were counted, also negatives per query that contribute to the loss, in the batch + offline. With
+    tables that an older model mined, also updates between that and the model that training began with.
     """
-    counted = any(view.contributing for view in views)
+    counted, stale = any(view.contributing for view in views), any(view.stale_steps for view in views)
     head = ["round"]
     for split in ("dev", "test"):
         head += [f"{split} rsum", "i2t R@1", "t2i R@1"]
     head += ["hardness i2t", "t2i", "overlap i2t", "t2i", "encode s", "index s", "mine s", "fit s", "eval s"]
     head += ["contributing i2t", "t2i"] if counted else []
+    head += ["tables' age"] if stale else []
     rows = [head]
     for view in views:
         row = [("best " if view.best else "") + str(view.round)]
@@ -66,6 +68,8 @@ def summary_table(views: Sequence[RoundView]) -> str:
             row.append(f"{sum(spent):.1f}" if spent else "-")
         if counted:
             row += [_contributing(view, direction) for direction in ("i2t", "t2i")]
+        if stale:
+            row.append("-" if view.stale_steps is None else f"{view.stale_steps} steps")
         rows.append(row)
     return align(rows)
 

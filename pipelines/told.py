@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from miner.artifacts.store import Store
 from pipelines import log
+from pipelines.evidence import table_figures
+from pipelines.plan import Step
 from pipelines.progress import Progress
+from pipelines.settings import Settings
 from pipelines.stages import Stage
 from pipelines.trackers import Event
 from pipelines.trackers._watch import Watch
 
-__all__ = ["Told", "round_figures"]
+__all__ = ["Told", "tell_failure", "tell_round"]
 
 _OF_EPOCH = ("loss", "lr", "hardness", "offline_hardness", "mean_negative", "wrong_share", "std", "pairs_per_second")
 
@@ -31,11 +34,13 @@ class Told:
     gpus: int
     before: int = 0  # epochs of the rounds before
 
-    def begin(self, why: str) -> None:
-        """The stage begins."""
+    def begin(self, why: str, figures: Mapping[str, float]) -> None:
+        """The stage begins; `figures` are of the tables it trains on, if they are older than its model."""
+        if figures:
+            self.progress.say(f"{self.stage.name}: {_age(figures)}")
         self.progress.start(self.stage.name, self.stage.parts, self.stage.unit, why)
-        self._log("start")
-        self._tell("stage_start", message=why)
+        self._log("start", **({"figures": dict(figures)} if figures else {}))
+        self._tell("stage_start", message=why, figures=figures)
 
     def end(self, seconds: float) -> None:
         """Its artifact is committed."""
@@ -89,11 +94,39 @@ class Told:
         self.watch.tell(Event(kind, self.store.url, time.time(), self.stage.round, self.stage.label, **about))
 
 
+def _age(figures: Mapping[str, float]) -> str:
+    """Of `table_figures`, a sentence."""
+    shares = [f"{share:.0%} ({name.rpartition('_')[2]})" for name, share in figures.items() if "overlap" in name]
+    new = f"; the tables before hold {', '.join(shares)} of their negatives" if shares else ""
+    return f"its tables were mined {figures['tables/stale_steps']:.0f} steps ago{new}"
+
+
 def _epoch_figures(line: Mapping[str, Any]) -> dict[str, float]:
     figures = {name: line[name] for name in _OF_EPOCH if line.get(name) is not None}
     return figures | {f"parts/{name}": value for name, value in {**line["parts"], **line["figures"]}.items()}
 
 
-def round_figures(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+def tell_round(
+    settings: Settings, steps: Sequence[Step], round: int, store: Store, watch: Watch, again: bool = False
+) -> None:
+    """A round is done, or was done before."""
+    evaluated = next(step.manifest for step in steps if step.stage.name == f"r{round}/evaluate")
+    assert evaluated is not None
+    figures = _round_figures(evaluated.meta["metrics"]) | table_figures(settings, steps, store, round)
+    watch.tell(Event("round_done", store.url, time.time(), round=round, figures=figures, again=again))
+
+
+def tell_failure(
+    step: Step, failed: Exception, at_work: Sequence[Step], store: Store, progress: Progress, watch: Watch
+) -> None:
+    """A stage failed while others are `at_work`, which the run waits for before it ends with that error."""
+    why = (str(failed).splitlines() or [type(failed).__name__])[0]
+    at = step.stage
+    watch.tell(Event("round_failed", store.url, time.time(), at.round, at.label, level="error", message=why))
+    for other in at_work:
+        progress.say(f"{at.name} failed: {why} The run ends once {other.stage.name}, which is at work, is done.")
+
+
+def _round_figures(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """{split: {metric: figure}} as {"split/metric": figure}."""
     return {f"{split}/{name}": float(value) for split, found in metrics.items() for name, value in found.items()}

@@ -124,7 +124,9 @@ class Comparison:
         for seed in range(self.base.run.seed, self.base.run.seed + self.compare.seeds):
             run = self.base.run.model_copy(update={"seed": seed})
             for label, loss in self.objectives.items():
-                found.append(Member(label, seed, replace(self.base, run=run, loss=loss, fit=fit, analyze=analyze)))
+                # One that mines nothing has nothing to refresh.
+                its = run if loss.needs_tables else run.model_copy(update={"refresh": "sync"})
+                found.append(Member(label, seed, replace(self.base, run=its, loss=loss, fit=fit, analyze=analyze)))
         return found
 
 

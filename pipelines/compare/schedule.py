@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from concurrent.futures import Executor as Pool
 from dataclasses import dataclass, field
@@ -13,6 +13,7 @@ from typing import Any
 from miner.artifacts.errors import BadInput, QuintainError
 from miner.artifacts.manifest import Manifest, find_artifact
 from miner.artifacts.store import Store
+from pipelines.branches import Here
 from pipelines.compare.comparison import Member
 from pipelines.executors import Executor
 from pipelines.jobs import settings_json
@@ -78,7 +79,7 @@ def run_members(plans: Plans, executor: Executor, progress: Progress) -> Outcome
     shared = _Shared(progress, plans)
     failed: dict[int, str] = {}
     running: dict[Future[Manifest], tuple[str, Step]] = {}
-    pool: Pool = ThreadPoolExecutor(executor.parallel) if executor.parallel > 1 else _Here()
+    pool: Pool = ThreadPoolExecutor(executor.parallel) if executor.parallel > 1 else Here()
     try:
         while True:
             every = plans.steps()
@@ -102,18 +103,6 @@ def run_members(plans: Plans, executor: Executor, progress: Progress) -> Outcome
     finally:
         # After an interrupt the executor is closed next, which ends what is still at work.
         pool.shutdown(wait=sys.exc_info()[0] is not KeyboardInterrupt, cancel_futures=True)
-
-
-class _Here(Pool):
-    """Does what is submitted at once, in the caller's own thread, where an interrupt arrives."""
-
-    def submit(self, work: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        try:
-            future.set_result(work(*arguments, **named))
-        except Exception as failed:  # whatever it raises is the future's answer, as in any pool
-            future.set_exception(failed)
-        return future
 
 
 def _ready(every: list[list[Step]], failed: dict[int, str]) -> Iterator[tuple[int, Step]]:

@@ -23,12 +23,25 @@ class Executor(Protocol):
         """How many fits of one thread may be executed at once, from as many threads of the caller."""
         ...
 
+    @property
+    def branches(self) -> int:
+        """How many stages of one run may be executed at once, training and refresh, from as many threads."""
+        ...
+
     def gpus_of(self, stage: Stage) -> int:
         """How many GPUs work on a stage at once; 1 where there is none, for the machine itself."""
         ...
 
     def execute(self, task: Task, progress: Progress) -> Artifact:
         """Do all parts of a task, then its finish. Errors of the user's making arrive as they were raised."""
+        ...
+
+    def rest(self) -> None:
+        """No stage of the refresh is at hand: give back what is held for the next one."""
+        ...
+
+    def give_up(self) -> None:
+        """What is executed in other threads is to end now, by an error; nothing follows but `close`."""
         ...
 
     def close(self) -> None: ...
@@ -63,6 +76,8 @@ def _environment(config: ExecutorConfig) -> None:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    # A call that comes too late, after the end of a run, must not start another cluster.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     if not config.address and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

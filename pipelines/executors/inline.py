@@ -12,7 +12,7 @@ __all__ = ["InlineExecutor"]
 
 
 class InlineExecutor:
-    parallel = 1
+    parallel = branches = 1
 
     def gpus_of(self, stage: Stage) -> int:
         return 1
@@ -26,6 +26,12 @@ class InlineExecutor:
                 job.part(index)
                 progress.advance(index + 1)
         return job.finish()
+
+    def rest(self) -> None:
+        pass
+
+    def give_up(self) -> None:
+        pass
 
     def close(self) -> None:
         pass

@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Iterator
 from functools import cached_property
+from threading import Event
 from typing import Any
 
 import ray
@@ -19,7 +20,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from miner.artifacts.errors import QuintainError, Retryable
 from miner.artifacts.manifest import Artifact, FileRecord
-from pipelines.executors.ray_actor import Shape, hide_gpus, title
+from pipelines.executors.ray_actor import Shape, hide_gpus, title, unless_given_up
 from pipelines.executors.ray_fit import fit
 from pipelines.executors.ray_pool import Pool
 from pipelines.jobs import Task, artifact_at, job_of
@@ -30,6 +31,7 @@ from pipelines.stages import Stage
 
 __all__ = ["RayExecutor"]
 
+_POLL_SECONDS = 1.0
 _RETRIES = 3  # of a task whose process died; an error of the task itself is raised at once
 
 
@@ -39,6 +41,8 @@ class RayExecutor:
     With `many` small trainings at once everything is a plain task, whose process serves the next one: Ray Train starts
     a controller and a process for each fit and a pool its actors for each stage, which takes longer than they do.
     """
+
+    branches = 2
 
     def __init__(self, config: ExecutorConfig, progress: Progress, *, many: bool = False) -> None:
         self.config, self.many = config, many
@@ -64,6 +68,7 @@ class RayExecutor:
         gpus = _resource("GPU")
         self.parallel = max(int(gpus), 1) if gpus else self.workers
         self._pool: tuple[tuple[int, str], Pool] | None = None
+        self._given_up = Event()
 
     def gpus_of(self, stage: Stage) -> int:
         return min(max(int(_resource("GPU")), 1), stage.parts) if stage.unit == "shard" else 1
@@ -72,7 +77,8 @@ class RayExecutor:
         try:
             return artifact_at(task.draft.store, self._execute(task, progress))
         except BaseException as failed:  # an interrupt too: the actors would hold what comes next
-            self._release()
+            if task.stage.branch == "refresh":
+                self.rest()
             if isinstance(failed, RayTaskError):
                 raise _cause(failed, task) from failed
             if isinstance(failed, RayError):
@@ -81,6 +87,14 @@ class RayExecutor:
                     f"{task.stage.name}: Ray lost the work ({lost}); run the same command again."
                 ) from failed
             raise
+
+    def rest(self) -> None:
+        if self._pool is not None:
+            self._pool[1].close()
+            self._pool = None
+
+    def give_up(self) -> None:
+        self._given_up.set()
 
     def close(self) -> None:
         ray.shutdown()
@@ -93,35 +107,51 @@ class RayExecutor:
             for done, _ in enumerate(pool.parts(task, progress), start=1):
                 progress.advance(done)
             return pool.finish(task, progress)
-        self._release()  # it would hold what this work needs
+        if stage.branch == "refresh":
+            self.rest()  # it would hold what this work needs
         gpu = self._gpu(task)
         if stage.work == "fit":
             cpus = min(task.settings.threads, self.workers)
             if not self.many:
-                return fit(task, progress, cpus, gpu=gpu)
+                return fit(task, progress, cpus, self._given_up, gpu=gpu)
             return self._fit_as_task(task, progress, cpus, gpu)
         options = {"name": title(task), "max_retries": _RETRIES, "num_cpus": 1, "num_gpus": int(gpu)}
         if stage.unit == "shard":
             for done, _ in enumerate(self._parts(task, options), start=1):
                 progress.advance(done)
-        return str(ray.get(_finish.options(**options).remote(task, gpu)))
+        committed = _finish.options(**options).remote(task, gpu)
+        while not ray.wait([committed], timeout=_POLL_SECONDS)[0]:
+            unless_given_up(self._given_up, task)
+        return str(ray.get(committed))
 
     def _pool_for(self, task: Task) -> Pool:
         """The actors of this kind of work in this round: what they opened for one side serves the other."""
         key = (task.stage.round, task.stage.work)
         if self._pool is None or self._pool[0] != key:
-            self._release()
+            self.rest()
             asked: ActorConfig = getattr(self.config, task.stage.work, ActorConfig())
             gpus = float(self._gpu(task)) if asked.gpus is None else asked.gpus
             joined = bool(self.config.address)
             limit = self.config.workers if joined else self.workers
-            self._pool = key, Pool(task, Shape(asked.cpus, gpus), limit, self.config.patience, joined=joined)
+            self._pool = (
+                key,
+                Pool(
+                    task,
+                    Shape(asked.cpus, gpus),
+                    limit,
+                    self.config.patience,
+                    self._given_up,
+                    joined=joined,
+                    beside=self._beside(task),
+                ),
+            )
         return self._pool[1]
 
-    def _release(self) -> None:
-        if self._pool is not None:
-            self._pool[1].close()
-            self._pool = None
+    def _beside(self, task: Task) -> Shape | None:
+        """What the training that goes on beside this work takes of a node."""
+        if task.settings.run.refresh == "sync" or task.stage.round == 1:
+            return None
+        return Shape(min(task.settings.threads, self.workers), float(_resource("GPU") > 0))
 
     def _gpu(self, task: Task) -> bool:
         """Whether a GPU is for this work, where the cluster has one: for a model always; for a search, which finds the

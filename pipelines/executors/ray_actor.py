@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from threading import Event
 from typing import Any
 
 import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
+from miner.artifacts.errors import Retryable
 from miner.artifacts.manifest import FileRecord
 from pipelines.executors.quarantine import FINISH
 from pipelines.jobs import Job, Task, job_of
 
-__all__ = ["Shape", "Shards", "hide_gpus", "lost_with_node", "run_name", "seen", "title"]
+__all__ = ["Shape", "Shards", "hide_gpus", "lost_with_node", "run_name", "seen", "title", "unless_given_up"]
 
 # What a process may raise for want of something that a fresh one may have, by name: torch is not imported here.
 _OF_THE_MACHINE = {"MemoryError", "OutOfMemoryError", "AcceleratorError"}
@@ -35,6 +37,16 @@ class Shape:
         """How many fit on the nodes, were they idle."""
         return sum(self._fit(node.get("Resources", {})) for node in nodes)
 
+    def lost(self, nodes: Iterable[dict[str, Any]], other: Shape) -> int:
+        """How many fewer, at most, where one of another shape is on one of the nodes."""
+        lost = [0]
+        for node in nodes:
+            has = node.get("Resources", {})
+            if other._fit(has):
+                left = {**has, "CPU": has.get("CPU", 0) - other.cpus, "GPU": has.get("GPU", 0) - other.gpus}
+                lost.append(self._fit(has) - self._fit(left))
+        return max(lost)
+
     def _fit(self, resources: dict[str, float]) -> int:
         by_gpu = int(resources.get("GPU", 0) / self.gpus + 1e-6) if self.gpus else None
         by_cpu = int(resources.get("CPU", 0)) // self.cpus
@@ -49,6 +61,12 @@ def run_name(task: Task) -> str:
 def title(task: Task) -> str:
     """What Ray's dashboard calls the work: `nightly/r3/mine-i2t` in a run folder `nightly`."""
     return f"{run_name(task)}/{task.stage.name}"
+
+
+def unless_given_up(given_up: Event, task: Task) -> None:
+    """Raises Retryable once a run is given up, in each thread that waits for work of it."""
+    if given_up.is_set():
+        raise Retryable(f"{task.stage.name}: given up with the run; run the same command again.")
 
 
 def hide_gpus() -> None:

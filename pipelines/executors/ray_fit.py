@@ -5,9 +5,9 @@ from __future__ import annotations
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import ray
@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from miner.artifacts.errors import BadInput, DamagedArtifact, Retryable
 from miner.artifacts.store import LocalStore, Store
-from pipelines.executors.ray_actor import hide_gpus, title
+from pipelines.executors.ray_actor import hide_gpus, title, unless_given_up
 from pipelines.jobs import Task, job_of
 from pipelines.jobs.fit import FitJob
 from pipelines.progress import Progress
@@ -27,10 +27,11 @@ _FAILURES = 2
 _POLL_SECONDS = 0.2
 
 
-def fit(task: Task, progress: Progress, cpus: int, *, gpu: bool) -> str:
+def fit(task: Task, progress: Progress, cpus: int, given_up: Event, *, gpu: bool) -> str:
     """Train on `cpus` CPUs, and on a GPU with `gpu`. The prefix of the checkpoint, which the worker commits.
 
-    Raises what was wrong with the user's input as it was raised, Retryable when the worker was lost too often.
+    Raises what was wrong with the user's input as it was raised, Retryable when the worker was lost too often, or once
+    the run is `given_up`.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -49,21 +50,20 @@ def fit(task: Task, progress: Progress, cpus: int, *, gpu: bool) -> str:
             name=name, storage_path=str(notes), failure_config=FailureConfig(max_failures=_FAILURES)
         ),
     )  # fmt: skip
-    prefix = ""
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(trainer.fit)
-        while True:
-            ended = running.done()
-            for what, value in _drain(said):
-                if what == "error":
-                    _, error, sentence = value
-                    raise error(sentence)
-                if what == "done":
-                    prefix = value
-                else:
-                    progress.epoch(value)
-            if ended:
-                break
+    prefix, running = "", _Running(trainer.fit)
+    while True:
+        unless_given_up(given_up, task)
+        ended = not running.is_alive()
+        for what, value in _drain(said):
+            if what == "error":
+                _, error, sentence = value
+                raise error(sentence)
+            if what == "done":
+                prefix = value
+            else:
+                progress.epoch(value)
+        if ended:
+            break
     said.shutdown()
     shutil.rmtree(notes, ignore_errors=True)  # the weights are an artifact of ours
     try:
@@ -74,6 +74,26 @@ def fit(task: Task, progress: Progress, cpus: int, *, gpu: bool) -> str:
             "run again to go on from its last epoch."
         ) from failed
     return prefix
+
+
+class _Running(Thread):
+    """What takes long and cannot be broken off, in a thread that keeps no process alive when nobody waits any more."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        super().__init__(name="fit", daemon=True)
+        self._work = work
+        self._failed: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._work()
+        except Exception as failed:  # whatever it is, it is for who waits
+            self._failed = failed
+
+    def result(self) -> None:
+        if self._failed is not None:
+            raise self._failed
 
 
 def _loop(config: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from threading import Event
 from typing import Any, cast
 
 import ray
@@ -19,7 +20,7 @@ from ray.exceptions import RayError
 
 from miner.artifacts.errors import BadInput, Retryable
 from pipelines.executors.quarantine import FINISH, Quarantine
-from pipelines.executors.ray_actor import Shape, Shards, lost_with_node, run_name, seen, title
+from pipelines.executors.ray_actor import Shape, Shards, lost_with_node, run_name, seen, title, unless_given_up
 from pipelines.jobs import Sharded, Task, job_of
 from pipelines.progress import Progress
 
@@ -44,13 +45,25 @@ class _Actor:
 class Pool:
     """The actors of a kind of work in one round: `<run>/r3/mine`.
 
-    At most `limit` at once (0: as many as there is room for). Where no node of the cluster could hold one, a cluster
-    that was joined may still grow and is waited for, `patience` seconds.
+    At most `limit` at once (0: as many as there is room for), and no more than leave room for what is `beside` them,
+    the training of the same round, on whichever node would lose most by it. Where no node of the cluster could hold
+    one, a cluster that was joined may still grow and is waited for, `patience` seconds.
     """
 
-    def __init__(self, task: Task, shape: Shape, limit: int, patience: float, *, joined: bool) -> None:
+    def __init__(
+        self,
+        task: Task,
+        shape: Shape,
+        limit: int,
+        patience: float,
+        given_up: Event,
+        *,
+        joined: bool,
+        beside: Shape | None,
+    ) -> None:
         self.name = f"{run_name(task)}/r{task.stage.round}/{task.stage.work}"
         self.shape, self.limit, self.patience, self.joined = shape, limit, patience, joined
+        self.beside, self._given_up = beside, given_up
         self._actors: list[_Actor] = []
         self._alive: set[str] = set()
         self._barren: set[str] = set()  # the nodes when actors began no more
@@ -84,6 +97,7 @@ class Pool:
             actor.answer, actor.at = actor.handle.ready.remote(), _STARTING
         self._looked, self._placed = 0.0, time.monotonic()
         while waiting or any(actor.at != _STARTING and actor.answer is not None for actor in self._actors):
+            unless_given_up(self._given_up, task)
             self._grow(len(waiting) + self._at_work, task, progress)
             for actor in self._actors:
                 if actor.answer is None and waiting:
@@ -168,7 +182,10 @@ class Pool:
             return
         room = self.shape.room(nodes)
         # Where there is no room, one asks nonetheless: that is what makes a cluster grow.
-        wanted = min(todo, self.limit or max(room, 1))
+        most = self.limit or max(room, 1)
+        if self.beside is not None:
+            most = max(1, min(most, room - self.shape.lost(nodes, self.beside)))
+        wanted = min(todo, most)
         while len(self._actors) < wanted:
             name = f"{self.name}/{next(_numbers)}"
             actor = _remote.options(

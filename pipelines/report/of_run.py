@@ -16,7 +16,8 @@ from miner.artifacts.errors import BadInput
 from miner.artifacts.manifest import Artifact
 from miner.artifacts.pairs import Direction, Side
 from miner.artifacts.store import Store
-from pipelines.report.view import DIRECTIONS, RunView
+from pipelines.plan import trained_on
+from pipelines.report.view import RunView
 from pipelines.stages import SHAPES_NOTHING
 from pipelines.summary import round_views
 
@@ -65,12 +66,12 @@ def run_view(store: Store, settings: Settings, steps: Sequence[Step], dataset: D
     dropped: dict[Direction, DroppedRows] = {}
     vectors: dict[Side, npt.NDArray[np.float32]] = {}
     if last is not None:
-        for direction in DIRECTIONS:
-            mined = done.get(f"r{last}/mine-{direction}")
-            found = read_dropped(_artifact(store, mined), dataset.pairs, direction) if mined is not None else None
+        tables = trained_on(done, last)
+        for direction, mined in tables.items():
+            found = read_dropped(_artifact(store, mined), dataset.pairs, direction)
             if found is not None:
                 dropped[direction] = found
-        vectors = _vectors(store, done, last)
+        vectors = _vectors(store, done, max(mined.stage.round for mined in tables.values()))
     shown = {name: section for name, section in settings.dump().items() if name not in SHAPES_NOTHING}
     return RunView(dataset, rounds, f"quintain: {dataset.name}", shown, dropped, vectors, settings.run.seed)
 

@@ -59,6 +59,9 @@ def columns(rounds: Sequence[RoundView]) -> list[Group]:
                 percent = tuple(cell if cell == "–" or scale == 1 else cell + " %" for cell in cells)
                 found.append(Column(name, percent))
         groups.append(Group(heading, tuple(found)))
+    stale = [view.stale_steps for view in rounds]
+    if any(stale):
+        groups.append(Group("Tables", (Column("steps old", _cells(stale, 0)),)))
     # A round without mining has fewer stages: the fullest round gives the order.
     in_order = _keys(sorted(seconds, key=len, reverse=True))
     stages = [Column(stage, _cells([of.get(stage) for of in seconds], 1)) for stage in in_order]

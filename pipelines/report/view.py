@@ -26,8 +26,9 @@ class RoundView:
     """One round as the page shows it.
 
     `metrics`: split -> {"rsum", "i2t_r1", ...} in percent. `tables`: what the round trained on, by direction, none in
-    a round without mining; `hardness` (mean over the table, a difference of similarities) and `overlap` (share of
-    the previous round's negatives found again, 0 to 1) likewise. `seconds`: stage -> wall clock. `contributing`, if it
+    a round without mining; `hardness` (mean over the table, a difference of similarities) and `overlap` (share that the
+    previous round's had too, 0 to 1; not of the same table again) likewise. `stale_steps`: updates between the model
+    that mined the tables and the one that training began with. `seconds`: stage -> wall clock. `contributing`, if it
     was asked for ([analyze]): negatives per query that contribute to the loss, see `pipelines.jobs.analyze.counted`.
     `best`: no round has a higher dev rsum. `epochs`: a line of `EpochLog.history` for each of the round's. `bytes`:
     stage -> what it stored.
@@ -43,6 +44,7 @@ class RoundView:
     epochs: Sequence[Mapping[str, Any]] = ()
     bytes: Mapping[str, int] = field(default_factory=dict)
     best: bool = False
+    stale_steps: int | None = None
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import random
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import pytest
 
@@ -89,8 +89,13 @@ def digests(kind: Kind, where: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def bench(moto: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    base = tmp_path_factory.mktemp("kills")
-    run_file = write_small_run(base, encode={"shard_rows": 48}, mine={"shard_anchors": 48})
+    with benches(moto, tmp_path_factory.mktemp("kills")) as bench:
+        yield bench
+
+
+@contextmanager
+def benches(moto: int, base: Path, **sections: dict[str, Any]) -> Iterator[Bench]:
+    run_file = write_small_run(base, encode={"shard_rows": 48}, mine={"shard_anchors": 48}, **sections)
     with pytest.MonkeyPatch.context() as monkeypatch:
         buckets.environment(monkeypatch, moto, base / "cache")
         with Warm() as warm:
@@ -107,6 +112,12 @@ def test_some_kills(bench: Bench, kind: Kind) -> None:
     assert len(cases) > 600
     for case in random.Random(f"{kind} 1").sample(cases, 3):
         assert not bench.wrong(kind, case, bench.warm)
+
+
+def test_some_kills_of_a_run_whose_training_does_not_wait(moto: int, tmp_path: Path) -> None:
+    with benches(moto, tmp_path, run={"rounds": 3, "refresh": "async", "first_epochs": 1, "epochs": 1}) as bench:
+        for case in random.Random(1).sample(bench.cases("local"), 2):
+            assert not bench.wrong("local", case, bench.warm)
 
 
 @pytest.mark.heavy
