@@ -43,7 +43,7 @@ from trainer.encode import BATCH_SIZE, _batches, encode_rows, quiet
 from trainer.models import Encoder
 from trainer.sampling import check_table
 from trainer.scoring import Inputs
-from trainer.shards import commit_shards, encode_shard
+from trainer.shards import commit_shards, encode_shards
 from trainer.steps import steps_of
 from trainer.training import EpochLog, FitConfig, fit
 
@@ -157,7 +157,7 @@ def encoding(data: Dataset, settings: dict[str, Any], repeats: int, threads: int
             with tempfile.TemporaryDirectory() as folder:
                 draft = Draft(LocalStore(Path(folder)), side, EMBEDDINGS, {})
                 bounds = [(start, min(start + SHARD, len(rows))) for start in range(0, len(rows), SHARD)]
-                parts = [encode_shard(draft, at, b, model, data, side, threads=threads) for at, b in enumerate(bounds)]
+                parts = encode_shards(draft, bounds, model, data, side, threads=threads)
                 commit_shards(draft, parts, data.pairs.ids(side), side, {}, elements=False)
 
         times = [(timed(bare), timed(whole)) for _ in range(repeats + 1)][1:]

@@ -26,6 +26,7 @@ from miner.artifacts.errors import BadInput
 from miner.artifacts.pairs import Pairs, Side
 from trainer.data import Dataset
 from trainer.models import Encoder, PairScorer
+from trainer.prefetch import Ahead
 
 __all__ = [
     "BATCH_SIZE",
@@ -56,8 +57,11 @@ def encode_rows(
     """
     rows = np.asarray(rows, dtype=np.int64)
     found = np.empty((len(rows), model.dim), dtype=np.float32)
-    with quiet(model, threads):
-        for mine, here, inputs in _batches(model, dataset, side, rows, batch_size):
+    ahead = Ahead[Batch](
+        lambda batch: batch, _batches(model, dataset, side, rows, batch_size)
+    )  # read while the one before is encoded
+    with quiet(model, threads), ahead as batches:
+        for mine, here, inputs in batches:
             embeddings = model.encode_images(*inputs) if side == "image" else model.encode_texts(*inputs)
             found[mine] = embeddings.cpu().numpy()[here]
     _check(found, dataset, side, rows)
@@ -81,8 +85,11 @@ def encode_elements(
     pooled = np.empty((len(rows), model.dim), dtype=np.float32)
     lengths = np.empty(len(rows), dtype=np.int32)
     values: list[npt.NDArray[Any]] = [np.empty((0, 0))] * len(rows)
-    with quiet(model, threads):
-        for mine, here, inputs in _batches(model, dataset, side, rows, batch_size):
+    ahead = Ahead[Batch](
+        lambda batch: batch, _batches(model, dataset, side, rows, batch_size)
+    )  # read while the one before is encoded
+    with quiet(model, threads), ahead as batches:
+        for mine, here, inputs in batches:
             elements = model.image_elements(*inputs) if side == "image" else model.text_elements(*inputs)
             # A model may have a vector of its own to search with.
             encode = f"encode_{side}s"
@@ -104,9 +111,12 @@ def encode_elements(
     return pooled, np.concatenate(values), lengths
 
 
+Batch = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], tuple[torch.Tensor, ...]]
+
+
 def _batches(
     model: Encoder, dataset: Dataset, side: Side, rows: npt.NDArray[np.int64], batch_size: int
-) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], tuple[torch.Tensor, ...]]]:
+) -> Iterator[Batch]:
     """(places in `rows`, places in the batch, what the encoder takes) of every fixed batch that holds wanted rows."""
     size = len(dataset.pairs.ids(side))
     if side == "text" and not dataset.pairs.texts:

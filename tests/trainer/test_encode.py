@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from miner.artifacts.errors import BadInput
+from miner.artifacts.embeddings import EMBEDDINGS
+from miner.artifacts.errors import BadInput, QuintainError
+from miner.artifacts.manifest import Draft
 from miner.artifacts.pairs import Side
+from miner.artifacts.store import LocalStore
 from trainer import data, models
 from trainer.data import Dataset
 from trainer.encode import encode_rows
 from trainer.models import Encoder
+from trainer.shards import encode_shard, encode_shards
 from trainer.text import Vocabulary
 
 
@@ -98,3 +103,22 @@ def test_texts_of_like_lengths_are_encoded_together(toys: SimpleNamespace, monke
         tokens, lengths = model.tokenizer.encode([dataset.pairs.texts[row]])
         alone = encode(torch.from_numpy(tokens), torch.from_numpy(lengths)).detach().numpy()[0]
         np.testing.assert_allclose(found[row], alone, atol=1e-5)
+
+
+def test_shards_are_written_while_the_next_is_encoded(toys: SimpleNamespace, tmp_path: Path) -> None:
+    """The same files as one after the other, those of an earlier attempt untouched, and no error of a write lost."""
+    model, dataset = toy(toys)
+    ranges = [(0, 128), (128, 256), (256, 300)]
+    drafts = [Draft(LocalStore(tmp_path / name), "image", EMBEDDINGS, {}) for name in ("one", "other")]
+    one = [encode_shard(drafts[0], shard, rows, model, dataset, "image") for shard, rows in enumerate(ranges)]
+    told: list[tuple[int, int]] = []
+    before = encode_shard(drafts[1], 1, ranges[1], model, dataset, "image")
+    other = encode_shards(drafts[1], ranges, model, dataset, "image", progress=lambda *rows: told.append(rows))
+    assert other == one
+    assert other[1] == before
+    assert told == [(128, 300), (256, 300), (300, 300)]
+
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "image").write_text("a file where the artifact's folder belongs")
+    with pytest.raises((OSError, QuintainError)):
+        encode_shards(Draft(LocalStore(tmp_path / "full"), "image", EMBEDDINGS, {}), ranges, model, dataset, "image")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -108,7 +109,7 @@ def _vectors(
     from miner.artifacts.pairs import Side
     from trainer.encode import BATCH_SIZE, check_pairs, default_device, write_pairs
     from trainer.models import PairScorer
-    from trainer.shards import commit_shards, encode_shard
+    from trainer.shards import commit_shards, encode_shards
 
     artifact, found, dataset = open_checkpoint(checkpoint, data, fold, split)
     device = default_device()
@@ -138,10 +139,8 @@ def _vectors(
             click.echo(f"{side}s: already done, {out / side}")
             continue
         ranges = shard_ranges(len(ids), shard_rows)
-        shards, progress = [], Progress(f"{side}s")
-        for shard, rows in enumerate(ranges):
-            shards.append(encode_shard(draft, shard, rows, model, dataset, side, elements=elements, threads=threads))
-            progress(dataset.split, rows[1], len(ids))
+        told = partial(Progress(f"{side}s"), dataset.split)
+        shards = encode_shards(draft, ranges, model, dataset, side, elements=elements, threads=threads, progress=told)
         commit_shards(draft, shards, ids, side, meta, elements=elements is not None)
         click.echo(f"{side}s: {len(ids)} vectors of dim {model.dim}, encoded on the {device.type}, {out / side}")
     write_pairs(out / "pairs.csv", dataset.pairs)
