@@ -160,7 +160,7 @@ def measured(settings: Any, steps: list[Any], store: Any, judged: Path) -> dict[
     }
 
 
-def run_arm(work: Path, source: Path, model: str, seed: int, arm: str, epochs: int) -> dict[str, float]:
+def run_arm(work: Path, source: Path, model: str, seed: int, arm: str, epochs: int) -> dict[str, Any]:
     """Train and measure one arm, on one thread; a finished one is read back."""
     settings = settings_of(work, model, seed, arm, epochs)
     # One folder for all arms of a (model, seed): what two of them have in common is trained once.
@@ -170,7 +170,8 @@ def run_arm(work: Path, source: Path, model: str, seed: int, arm: str, epochs: i
     kept = root / f"measured-{fit.prefix.replace('/', '-')}.json"
     if not kept.exists():
         write(kept, json.dumps(measured(settings, steps, store, source)))
-    return {**json.loads(kept.read_text()), "epochs": epochs}
+    by_round = [step.manifest.meta["metrics"]["dev"]["rsum"] for step in steps if step.stage.work == "evaluate"]
+    return {**json.loads(kept.read_text()), "epochs": epochs, "dev_rsum_by_round": by_round}
 
 
 def run_member(work: Path, source: Path, model: str, seed: int, arms: Iterable[tuple[str, int]]) -> dict[str, Any]:
@@ -222,6 +223,37 @@ def costs_of(work: Path, model: str, mode: str) -> dict[str, float]:
     return found
 
 
+def plot(found: list[dict[str, Any]], work: Path, arms: list[str], out: Path) -> None:
+    """Dev rsum after every round against the seconds of training and mining up to there, by the measured costs."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    wanted = list(dict.fromkeys(member["model"] for member in found))
+    figure, axes = pyplot.subplots(1, len(wanted), figsize=(4 * len(wanted), 3.4), squeeze=False, layout="constrained")
+    for axis, model in zip(axes[0], wanted, strict=True):
+        for arm in (arm for arm in arms if not arm.startswith("paper")):
+            members = [member[arm] for member in found if member["model"] == model]
+            rsums = np.array([member["dev_rsum_by_round"] for member in members])
+            mode = arm.partition(" ")[0]
+            cost = costs_of(work, model, mode if mode in MODES else "near")
+            mined = mode in MODES
+            step = cost["quintuplet step" if mined else "triplet step"]
+            epochs = members[0]["epochs"] - (ROUNDS - np.arange(ROUNDS + 1)) * ((EPOCHS - FIRST) // ROUNDS)
+            first = epochs[0] * cost["triplet step"] * FIT["steps_per_epoch"]
+            later = (epochs - epochs[0]) * step * FIT["steps_per_epoch"] + np.arange(ROUNDS + 1) * mined * cost[
+                "mining"
+            ]
+            axis.errorbar(
+                first + later, rsums.mean(0), yerr=rsums.std(0, ddof=min(1, len(rsums) - 1)),
+                marker="o", capsize=3, label=arm,
+            )  # fmt: skip
+        axis.set(title=f"{model}, {len(members)} seeds", xlabel="seconds, one thread", ylabel="dev rsum")
+        axis.legend(fontsize=7)
+    figure.savefig(out, dpi=120)
+
+
 def report(found: list[dict[str, Any]], arms: list[str]) -> dict[str, Any]:
     """By model and arm: mean and interval of every metric, and of rsum minus each of the baselines'."""
     lines: dict[str, Any] = {}
@@ -252,6 +284,12 @@ def report(found: list[dict[str, Any]], arms: list[str]) -> dict[str, Any]:
 )
 @click.option("--work", default=Path("runs/quality-flickr8k"), type=click.Path(path_type=Path), show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Write everything as JSON.")
+@click.option(
+    "--plot",
+    "picture",
+    type=click.Path(path_type=Path),
+    help="Draw dev rsum against seconds; costs are measured first.",
+)
 def main(
     source: Path,
     models: str,
@@ -262,6 +300,7 @@ def main(
     equal_time: str,
     work: Path,
     out: Path | None,
+    picture: Path | None,
 ) -> None:
     if not (source / "captions.txt").exists():
         raise click.UsageError(f"{source}: not the Flickr8k features; give their folder with --data.")
@@ -274,6 +313,10 @@ def main(
             if mode not in MODES:
                 raise click.BadParameter(f"{mode!r} is none of {', '.join(MODES)}.", param_hint="--equal-time")
             plan[model].append((f"triplet, {mode}'s time", epochs_in_equal_time(work, model, mode)))
+    if picture:  # on the machine while it is idle
+        for model in wanted:
+            for mode in {"near", *(arm.partition(" ")[0] for arm in chosen)} & {"near", "loop"}:
+                costs_of(work, model, mode)
     found = []
     with ProcessPoolExecutor(jobs) as pool:
         # Seeds outermost: a benchmark that is stopped early has still seen every model.
@@ -295,6 +338,8 @@ def main(
             )
             precision = " ".join(str(line[f"{side}_r_precision"]) for side in ("i2t", "t2i"))
             print(f"{model:6} {arm:24} rsum {line['rsum']}  R-P {precision}  minus {against}")
+    if picture:
+        plot(found, work, labels, picture)
     if out:
         shown = {
             m: {a: {n: [v.mean, v.half] for n, v in line.items()} for a, line in by.items()} for m, by in lines.items()
