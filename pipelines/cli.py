@@ -250,7 +250,7 @@ def _settings(
     from pipelines.settings import DEMO, Settings
 
     if (run_file is None) != demo:
-        raise click.UsageError("give either a RUN_FILE or --demo.")
+        raise click.UsageError("give either a RUN_FILE (`pipelines init DATA` writes one) or --demo.")
     path = run_file or DEMO
     settings = Settings.load(path)
     if executor == "inline" and (workers or address):

@@ -198,7 +198,7 @@ class Settings:
     @classmethod
     def load(cls, path: Path) -> Settings:
         """Read and validate a TOML run file. Raises BadInput naming the file, the key and the nearest known one."""
-        return cls.read(registry.read_toml(path, "run file", "`pipelines run --demo` shows one at work."), path)
+        return cls.read(registry.read_toml(path, "run file", "write one with `pipelines init DATA`."), path)
 
     @classmethod
     def read(cls, raw: Mapping[str, Any], path: Path) -> Settings:

@@ -48,12 +48,14 @@ def test_a_run_file_runs_unchanged_from_anywhere(tmp_path, monkeypatch):
     np.save(folder / "images.npy", np.load(folder / "images.npy")[:, 0])  # one vector per image
     out = tmp_path / "here" / "mine.toml"
     out.parent.mkdir()
-    assert run("init", folder, "--out", out).exit_code == 0
+    monkeypatch.chdir(tmp_path)
+    assert run("init", "data", "--out", "here/mine.toml").exit_code == 0
     written = tomllib.loads(out.read_text())
     assert (written["model"]["name"], written["executor"]["kind"]) == ("vsepp", "inline")
     assert (written["mine"]["k"], written["loss"]["h_v"]) == (3, 2)
-    monkeypatch.chdir(tmp_path)
-    done = run("run", "here/mine.toml", "--run-dir", tmp_path / "run")
+    assert run("plan", "here/mine.toml").exit_code == 0
+    monkeypatch.chdir(tmp_path / "here")
+    done = run("run", "mine.toml", "--run-dir", tmp_path / "run")
     assert done.exit_code == 0, done.output
     assert (tmp_path / "run" / "report.html").exists()
     before = out.read_bytes()
@@ -91,5 +93,7 @@ def test_wrong_data_gets_the_sentence_of_data_check(tmp_path):
     (folder / "dev_ims.npy").unlink()
     wrong = run("init", folder, "--out", out)
     assert (wrong.exit_code, "dev_ims.npy" in wrong.output) == (3, True), wrong.output
+    missing = run("plan", tmp_path / "never.toml")
+    assert (missing.exit_code, "pipelines init DATA" in missing.output) == (3, True)
     nowhere = run("init", "--out", tmp_path / "none" / "run.toml")
     assert (nowhere.exit_code, "no such folder to write" in nowhere.output) == (3, True)
