@@ -20,6 +20,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from miner.artifacts.errors import QuintainError, Retryable
 from miner.artifacts.manifest import Artifact, FileRecord
+from miner.artifacts.object_errors import StoreUnreachable
 from pipelines.executors.ray_actor import Shape, hide_gpus, title, unless_given_up
 from pipelines.executors.ray_fit import fit
 from pipelines.executors.ray_pool import Pool
@@ -32,6 +33,8 @@ from pipelines.stages import Stage
 __all__ = ["RayExecutor"]
 
 _POLL_SECONDS = 1.0
+# Each time a store that does not answer is asked for a minute; what is stored by then is not made again.
+_OUTAGES = 5
 _RETRIES = 3  # of a task whose process died; an error of the task itself is raised at once
 
 
@@ -74,19 +77,19 @@ class RayExecutor:
         return min(max(int(_resource("GPU")), 1), stage.parts) if stage.unit == "shard" else 1
 
     def execute(self, task: Task, progress: Progress) -> Artifact:
-        try:
-            return artifact_at(task.draft.store, self._execute(task, progress))
-        except BaseException as failed:  # an interrupt too: the actors would hold what comes next
-            if task.stage.branch == "refresh":
-                self.rest()
-            if isinstance(failed, RayTaskError):
-                raise _cause(failed, task) from failed
-            if isinstance(failed, RayError):
-                lost = _first_line(failed)
-                raise Retryable(
-                    f"{task.stage.name}: Ray lost the work ({lost}); run the same command again."
-                ) from failed
-            raise
+        for again in reversed(range(_OUTAGES)):
+            try:
+                return artifact_at(task.draft.store, self._execute(task, progress))
+            except BaseException as failed:  # an interrupt too: the actors would hold what comes next
+                if task.stage.branch == "refresh":
+                    self.rest()
+                wrong = _wrong(failed, task)
+                if wrong is failed:
+                    raise
+                if not (again and isinstance(wrong, StoreUnreachable)):
+                    raise wrong from failed
+                progress.say(f"{task.stage.name}: a worker lost the store, maybe with its network; it is tried again")
+        raise AssertionError("the last try returns or raises")
 
     def rest(self) -> None:
         if self._pool is not None:
@@ -224,11 +227,17 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _cause(failed: RayTaskError, task: Task) -> Exception:
-    cause = failed.cause
-    if isinstance(cause, QuintainError | OSError):
-        return cause
-    return RuntimeError(f"{task.stage.name} failed in a worker:\n{failed}")
+def _wrong(failed: BaseException, task: Task) -> BaseException:
+    """What went wrong, as people or the loop take it."""
+    if isinstance(failed, RayTaskError):
+        cause = failed.cause
+        if isinstance(cause, QuintainError | OSError):
+            return cause
+        return RuntimeError(f"{task.stage.name} failed in a worker:\n{failed}")
+    if isinstance(failed, RayError):
+        lost = _first_line(failed)
+        return Retryable(f"{task.stage.name}: Ray lost the work ({lost}); run the same command again.")
+    return failed
 
 
 def _resource(name: str) -> float:
