@@ -74,7 +74,10 @@ class RayExecutor:
         self._given_up = Event()
 
     def gpus_of(self, stage: Stage) -> int:
-        return min(max(int(_resource("GPU")), 1), stage.parts) if stage.unit == "shard" else 1
+        asked: ActorConfig = getattr(self.config, stage.work, ActorConfig())
+        if stage.unit != "shard" or asked.gpus == 0 or not (asked.gpus or self._gpu(stage)):
+            return 1
+        return min(max(int(_resource("GPU")), 1), stage.parts)
 
     def execute(self, task: Task, progress: Progress) -> Artifact:
         for again in reversed(range(_OUTAGES)):
@@ -112,7 +115,7 @@ class RayExecutor:
             return pool.finish(task, progress)
         if stage.branch == "refresh":
             self.rest()  # it would hold what this work needs
-        gpu = self._gpu(task)
+        gpu = self._gpu(stage)
         if stage.work == "fit":
             cpus = min(task.settings.threads, self.workers)
             if not self.many:
@@ -133,7 +136,7 @@ class RayExecutor:
         if self._pool is None or self._pool[0] != key:
             self.rest()
             asked: ActorConfig = getattr(self.config, task.stage.work, ActorConfig())
-            gpus = float(self._gpu(task)) if asked.gpus is None else asked.gpus
+            gpus = float(self._gpu(task.stage)) if asked.gpus is None else asked.gpus
             joined = bool(self.config.address)
             limit = self.config.workers if joined else self.workers
             self._pool = (
@@ -156,13 +159,13 @@ class RayExecutor:
             return None
         return Shape(min(task.settings.threads, self.workers), float(_resource("GPU") > 0))
 
-    def _gpu(self, task: Task) -> bool:
+    def _gpu(self, stage: Stage) -> bool:
         """Whether a GPU is for this work, where the cluster has one: for a model always; for a search, which finds the
         same on a CPU, only if faiss there sees it. Then encoders are on GPUs, and miners wherever there are CPUs."""
-        work = task.stage.work
-        if not _resource("GPU") or work == "report":
+        if not _resource("GPU") or stage.work == "report":
             return False
-        return work not in ("index", "tune", "mine") or (work == "mine" and task.settings.two_stage) or self._faiss_gpu
+        runs_model = stage.work not in ("index", "tune", "mine") or "checkpoint" in dict(stage.parents)
+        return runs_model or self._faiss_gpu
 
     @cached_property
     def _faiss_gpu(self) -> bool:
