@@ -186,6 +186,7 @@ def _mining(settings: Settings, data: Data, round: int) -> list[Stage]:
         made = indexes[side]
         cost = {"disk": made.disk, "memory": data.rows(side) * width + made.build}
         stages.append(Stage(round, "index", side, "index", parents, made.parameters, **cost))
+    mined = []  # after what is tuned: both directions are then mined by the same workers
     for direction in get_args(Direction):
         anchor, gallery = sides(direction)
         sources = (*encoded.values(), ("index", f"r{round}/index-{gallery}"))
@@ -203,13 +204,13 @@ def _mining(settings: Settings, data: Data, round: int) -> list[Stage]:
             parameters |= {"recall_sample": mine.recall_sample or 100, "seed": settings.run.seed}
         rows, per = data.rows(anchor), mine.shard_anchors
         cost = {"disk": rows * mine.k * 10, "memory": memory}
-        stages.append(
+        mined.append(
             # Of a two-stage search, one part more measures what its first stage missed.
             Stage(
                 round, "mine", direction, "negatives", sources, parameters, -(-rows // per) + two_stage, "shard", **cost
             )
         )
-    return stages
+    return stages + mined
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from miner.artifacts.errors import QuintainError, Retryable
 from miner.artifacts.manifest import Artifact, FileRecord
+from miner.artifacts.object_errors import StoreUnreachable
 from pipelines.executors.ray_actor import Shape, hide_gpus, title, unless_given_up
 from pipelines.executors.ray_fit import fit
 from pipelines.executors.ray_pool import Pool
@@ -32,6 +33,8 @@ from pipelines.stages import Stage
 __all__ = ["RayExecutor"]
 
 _POLL_SECONDS = 1.0
+# Each time a store that does not answer is asked for a minute; what is stored by then is not made again.
+_OUTAGES = 5
 _RETRIES = 3  # of a task whose process died; an error of the task itself is raised at once
 
 
@@ -71,22 +74,25 @@ class RayExecutor:
         self._given_up = Event()
 
     def gpus_of(self, stage: Stage) -> int:
-        return min(max(int(_resource("GPU")), 1), stage.parts) if stage.unit == "shard" else 1
+        asked: ActorConfig = getattr(self.config, stage.work, ActorConfig())
+        if stage.unit != "shard" or asked.gpus == 0 or not (asked.gpus or self._gpu(stage)):
+            return 1
+        return min(max(int(_resource("GPU")), 1), stage.parts)
 
     def execute(self, task: Task, progress: Progress) -> Artifact:
-        try:
-            return artifact_at(task.draft.store, self._execute(task, progress))
-        except BaseException as failed:  # an interrupt too: the actors would hold what comes next
-            if task.stage.branch == "refresh":
-                self.rest()
-            if isinstance(failed, RayTaskError):
-                raise _cause(failed, task) from failed
-            if isinstance(failed, RayError):
-                lost = _first_line(failed)
-                raise Retryable(
-                    f"{task.stage.name}: Ray lost the work ({lost}); run the same command again."
-                ) from failed
-            raise
+        for again in reversed(range(_OUTAGES)):
+            try:
+                return artifact_at(task.draft.store, self._execute(task, progress))
+            except BaseException as failed:  # an interrupt too: the actors would hold what comes next
+                if task.stage.branch == "refresh":
+                    self.rest()
+                wrong = _wrong(failed, task)
+                if wrong is failed:
+                    raise
+                if not (again and isinstance(wrong, StoreUnreachable)):
+                    raise wrong from failed
+                progress.say(f"{task.stage.name}: a worker lost the store, maybe with its network; it is tried again")
+        raise AssertionError("the last try returns or raises")
 
     def rest(self) -> None:
         if self._pool is not None:
@@ -109,7 +115,7 @@ class RayExecutor:
             return pool.finish(task, progress)
         if stage.branch == "refresh":
             self.rest()  # it would hold what this work needs
-        gpu = self._gpu(task)
+        gpu = self._gpu(stage)
         if stage.work == "fit":
             cpus = min(task.settings.threads, self.workers)
             if not self.many:
@@ -130,7 +136,7 @@ class RayExecutor:
         if self._pool is None or self._pool[0] != key:
             self.rest()
             asked: ActorConfig = getattr(self.config, task.stage.work, ActorConfig())
-            gpus = float(self._gpu(task)) if asked.gpus is None else asked.gpus
+            gpus = float(self._gpu(task.stage)) if asked.gpus is None else asked.gpus
             joined = bool(self.config.address)
             limit = self.config.workers if joined else self.workers
             self._pool = (
@@ -153,13 +159,13 @@ class RayExecutor:
             return None
         return Shape(min(task.settings.threads, self.workers), float(_resource("GPU") > 0))
 
-    def _gpu(self, task: Task) -> bool:
+    def _gpu(self, stage: Stage) -> bool:
         """Whether a GPU is for this work, where the cluster has one: for a model always; for a search, which finds the
         same on a CPU, only if faiss there sees it. Then encoders are on GPUs, and miners wherever there are CPUs."""
-        work = task.stage.work
-        if not _resource("GPU") or work == "report":
+        if not _resource("GPU") or stage.work == "report":
             return False
-        return work not in ("index", "tune", "mine") or (work == "mine" and task.settings.two_stage) or self._faiss_gpu
+        runs_model = stage.work not in ("index", "tune", "mine") or "checkpoint" in dict(stage.parents)
+        return runs_model or self._faiss_gpu
 
     @cached_property
     def _faiss_gpu(self) -> bool:
@@ -224,11 +230,17 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _cause(failed: RayTaskError, task: Task) -> Exception:
-    cause = failed.cause
-    if isinstance(cause, QuintainError | OSError):
-        return cause
-    return RuntimeError(f"{task.stage.name} failed in a worker:\n{failed}")
+def _wrong(failed: BaseException, task: Task) -> BaseException:
+    """What went wrong, as people or the loop take it."""
+    if isinstance(failed, RayTaskError):
+        cause = failed.cause
+        if isinstance(cause, QuintainError | OSError):
+            return cause
+        return RuntimeError(f"{task.stage.name} failed in a worker:\n{failed}")
+    if isinstance(failed, RayError):
+        lost = _first_line(failed)
+        return Retryable(f"{task.stage.name}: Ray lost the work ({lost}); run the same command again.")
+    return failed
 
 
 def _resource(name: str) -> float:
