@@ -198,7 +198,8 @@ def projection(
     say(f"- a GPU encodes {encode:g} times and searches {search:g} times as fast as a thread here;")
     say(f"- {gpus} workers do {efficiency:.0%} of {gpus} times what one does, the share that 2 workers keep here;")
     say(
-        "- encoding grows with items, exact search with anchors times gallery, and what a shard costs beside that with it,"
+        "- encoding grows with items, exact search with anchors times gallery, and what a shard costs beside that with "
+        "it,"
     )
     say("  so that small shards say too much; both galleries fit a GPU's memory;")
     say(f"- what a stage costs beside its shards stays what it was here: {fixed:.1f} s for a whole round.\n")
