@@ -42,7 +42,7 @@ def refusal() -> str:
     if shutil.which("ip") is None:
         return "ip (iproute2) is not installed"
     name = f"quintain-{os.getpid()}"
-    link = ["ip", "-n", name, "link", "add", "a", "type", "veth", "peer", "name", "b"]
+    link = ["ip", "-n", name, "link", "add", "one", "type", "veth", "peer", "name", "two"]
     try:
         for command in (["ip", "netns", "add", name], link):
             made = subprocess.run(command, capture_output=True, text=True, check=False)
