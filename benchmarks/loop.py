@@ -197,11 +197,8 @@ def projection(
     encode, search = factors["encode"], factors["search"]
     say(f"- a GPU encodes {encode:g} times and searches {search:g} times as fast as a thread here;")
     say(f"- {gpus} workers do {efficiency:.0%} of {gpus} times what one does, the share that 2 workers keep here;")
-    say(
-        "- encoding grows with items, exact search with anchors times gallery, and what a shard costs beside that with "
-        "it,"
-    )
-    say("  so that small shards say too much; both galleries fit a GPU's memory;")
+    say("- encoding grows with items, exact search with anchors times gallery, and what a shard costs beside that with")
+    say("  them, so that small shards say too much; both galleries fit a GPU's memory;")
     say(f"- what a stage costs beside its shards stays what it was here: {fixed:.1f} s for a whole round.\n")
     say("| stage | a shard here, s | items or scores in it | one thread, s | on the cluster, s |")
     say("|---|---:|---:|---:|---:|")

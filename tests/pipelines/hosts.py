@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -41,10 +42,14 @@ def refusal() -> str:
     if shutil.which("ip") is None:
         return "ip (iproute2) is not installed"
     name = f"quintain-{os.getpid()}"
-    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
-    if made.returncode:
-        return f"network namespaces cannot be made here: {made.stderr.strip()}"
-    subprocess.run(["ip", "netns", "del", name], check=False)
+    link = ["ip", "-n", name, "link", "add", "one", "type", "veth", "peer", "name", "two"]
+    try:
+        for command in (["ip", "netns", "add", name], link):
+            made = subprocess.run(command, capture_output=True, text=True, check=False)
+            if made.returncode:
+                return f"network namespaces and links between them cannot be made here: {made.stderr.strip()}"
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
     return ""
 
 
@@ -128,9 +133,9 @@ class Hosts:
         self._processes.append(process)
         return process
 
-    def until(self, true: object) -> None:
+    def until(self, true: Callable[[], object]) -> None:
         end = time.monotonic() + _PATIENCE
-        while not true():  # type: ignore[operator]  # a function
+        while not true():
             assert time.monotonic() < end, self.log[-4000:]
             time.sleep(0.2)
 
