@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
+from miner.artifacts.copies import copied
 from miner.artifacts.errors import BadInput
 from miner.artifacts.given import array_of, ids_of, links_of
 from miner.artifacts.manifest import MANIFEST, Artifact, Draft, find_artifact, open_artifact
@@ -283,19 +284,12 @@ def _silent(label: str, items: str, *, brief: bool = False) -> Callable[[int, in
     return lambda done, total: None
 
 
-def _copy(source: Path, out: Path, prefix: str) -> None:
-    artifact = find_artifact(LocalStore(source), ".")
-    assert artifact is not None
-    manifest = artifact.manifest
-    draft = Draft(LocalStore(out), prefix, manifest.kind, manifest.inputs)
-    if draft.committed() is not None:
-        return
-    files = {}
-    for name, record in manifest.files.items():
-        scratch = draft.scratch()
-        shutil.copyfile(artifact.path(name), scratch)
-        files[name] = draft.adopt(name, scratch, record.rows)
-    draft.commit(files, manifest.meta)
+def _copy(folder: Path, out: Path, prefix: str) -> None:
+    source = find_artifact(LocalStore(folder), ".")
+    assert source is not None
+    draft = Draft(LocalStore(out), prefix, source.manifest.kind, source.manifest.inputs)
+    if draft.committed() is None:
+        draft.commit(copied(source, draft), source.manifest.meta)
 
 
 def _parquet(artifact: Artifact, name: str) -> Any:

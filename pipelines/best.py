@@ -7,9 +7,9 @@ model.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 
+from miner.artifacts.copies import copied
 from miner.artifacts.errors import DamagedArtifact
 from miner.artifacts.manifest import MANIFEST, Artifact, Draft, find_artifact
 from miner.artifacts.store import Store
@@ -42,18 +42,7 @@ def export_best(steps: Sequence[Step], store: Store, check: Callable[[], None] =
     check()
     store.remove(f"{BEST}/{MANIFEST}")
     store.remove(BEST)
-    files = {}
-    for name, record in source.manifest.files.items():
-        copy = draft.scratch()
-        try:
-            shutil.copyfile(source.path(name), copy)
-            files[name] = draft.adopt(name, copy, record.rows)
-        finally:
-            copy.unlink(missing_ok=True)
-        if files[name] != record:
-            raise DamagedArtifact(
-                f"{source.where}/{name}: changed while it was copied; look after the disk, run again."
-            )
+    files = copied(source, draft)
     check()
     return draft.commit(files, source.manifest.meta)
 

@@ -12,7 +12,7 @@ import contextlib
 import csv
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,20 +50,21 @@ def encode_rows(
     rows: npt.NDArray[np.int64],
     batch_size: int = BATCH_SIZE,
     threads: int = 1,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> npt.NDArray[np.float32]:
     """(rows, dim) float32, each of length 1, on the model's device; bits do not depend on `rows`.
 
-    Raises BadInput for a row outside the dataset, captions that are not there, or an embedding that is not finite.
+    `progress(rows done, all rows)` after every batch. Raises BadInput for a row outside the dataset, captions that are
+    not there, or an embedding that is not finite.
     """
     rows = np.asarray(rows, dtype=np.int64)
-    found = np.empty((len(rows), model.dim), dtype=np.float32)
-    ahead = Ahead[Batch](
-        lambda batch: batch, _batches(model, dataset, side, rows, batch_size)
-    )  # read while the one before is encoded
-    with quiet(model, threads), ahead as batches:
+    found, done = np.empty((len(rows), model.dim), dtype=np.float32), 0
+    with quiet(model, threads), _read_ahead(model, dataset, side, rows, batch_size) as batches:
         for mine, here, inputs in batches:
             embeddings = model.encode_images(*inputs) if side == "image" else model.encode_texts(*inputs)
             found[mine] = embeddings.cpu().numpy()[here]
+            done += len(mine)
+            progress(done, len(rows))
     _check(found, dataset, side, rows)
     return found
 
@@ -76,19 +77,17 @@ def encode_elements(
     batch_size: int = BATCH_SIZE,
     threads: int = 1,
     dtype: Any = np.float32,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any], npt.NDArray[np.int32]]:
     """Pooled vectors (rows, dim) as `encode_rows` gives them, elements (all of the rows', dim), lengths (rows,) int32.
 
-    Elements are stored as `dtype`. Raises as `encode_rows`.
+    Elements are stored as `dtype`. Tells and raises as `encode_rows`.
     """
-    rows = np.asarray(rows, dtype=np.int64)
+    rows, done = np.asarray(rows, dtype=np.int64), 0
     pooled = np.empty((len(rows), model.dim), dtype=np.float32)
     lengths = np.empty(len(rows), dtype=np.int32)
     values: list[npt.NDArray[Any]] = [np.empty((0, 0))] * len(rows)
-    ahead = Ahead[Batch](
-        lambda batch: batch, _batches(model, dataset, side, rows, batch_size)
-    )  # read while the one before is encoded
-    with quiet(model, threads), ahead as batches:
+    with quiet(model, threads), _read_ahead(model, dataset, side, rows, batch_size) as batches:
         for mine, here, inputs in batches:
             elements = model.image_elements(*inputs) if side == "image" else model.text_elements(*inputs)
             # A model may have a vector of its own to search with.
@@ -107,8 +106,17 @@ def encode_elements(
                 )
             for row, at in zip(mine.tolist(), here.tolist(), strict=True):
                 values[row] = batch[at, : lengths[row]].copy()
+            done += len(mine)
+            progress(done, len(rows))
     _check(pooled, dataset, side, rows)
     return pooled, np.concatenate(values), lengths
+
+
+def _read_ahead(
+    model: Encoder, dataset: Dataset, side: Side, rows: npt.NDArray[np.int64], batch_size: int
+) -> Ahead[Batch]:
+    """`_batches`, each read while the one before is encoded."""
+    return Ahead(lambda batch: batch, _batches(model, dataset, side, rows, batch_size))
 
 
 Batch = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], tuple[torch.Tensor, ...]]

@@ -10,9 +10,9 @@ or the mean of several models.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 import numpy as np
@@ -185,8 +185,15 @@ class Mean:
         return Mean([member.within(image_rows, text_rows) for member in self.members])
 
 
-def scores_of(model: Encoder, dataset: Dataset, threads: int = 1) -> Scores:
+def scores_of(
+    model: Encoder,
+    dataset: Dataset,
+    threads: int = 1,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Scores:
     """Every image with every text of `dataset`, scored on the model's device; as a matrix by a cross-attention model.
+
+    `progress(what, done, total)`: of images, of texts, and of the scores of a cross-attention model.
 
     Raises BadInput for captions that are not there, or embeddings or scores that are not finite.
     """
@@ -196,11 +203,15 @@ def scores_of(model: Encoder, dataset: Dataset, threads: int = 1) -> Scores:
     from trainer.rescoring import score_all
 
     if isinstance(model, PairScorer):
-        return Matrix(score_all(model, dataset, threads))
+        return Matrix(score_all(model, dataset, threads, progress=progress))
     both: tuple[Side, ...] = get_args(Side)
     images, texts = (
-        encode_rows(model, dataset, side, np.arange(len(dataset.pairs.ids(side))), threads=threads) for side in both
-    )
+        encode_rows(
+            model, dataset, side, np.arange(len(dataset.pairs.ids(side))), threads=threads,
+            progress=partial(progress, f"{side}s"),
+        )
+        for side in both
+    )  # fmt: skip
     return DotProducts(images, texts)
 
 

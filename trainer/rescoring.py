@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import get_args
 
 import numpy as np
@@ -43,13 +44,23 @@ def scorer(
     return score
 
 
-def score_all(model: PairScorer, dataset: Dataset, threads: int = 1, block: int = 128) -> npt.NDArray[np.float32]:
-    """Every image of a split with every text: (images, texts) float32."""
+def score_all(
+    model: PairScorer,
+    dataset: Dataset,
+    threads: int = 1,
+    block: int = 128,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> npt.NDArray[np.float32]:
+    """Every image of a split with every text: (images, texts) float32; `progress(what, done, total)` of every kind."""
     with quiet(model, threads):
         sides = {}
         for side in get_args(Side):
             rows = np.arange(len(dataset.pairs.ids(side)))
-            sides[side] = ElementLists.of(*encode_elements(model, dataset, side, rows, threads=threads)[1:])
+            sides[side] = ElementLists.of(
+                *encode_elements(model, dataset, side, rows, threads=threads, progress=partial(progress, f"{side}s"))[
+                    1:
+                ]
+            )
         images, texts = sides["image"], sides["text"]
         found = np.empty((len(images), len(texts)), dtype=np.float32)
         for start in range(0, len(images), block):
@@ -57,6 +68,7 @@ def score_all(model: PairScorer, dataset: Dataset, threads: int = 1, block: int 
             for at in range(0, len(texts), block):
                 others = _elements(model, texts, np.arange(at, min(at + block, len(texts))))
                 found[start : start + block, at : at + block] = model.scores(some, others).float().cpu().numpy()
+                progress("scores", start * len(texts) + len(some) * (at + len(others)), found.size)
     return found
 
 

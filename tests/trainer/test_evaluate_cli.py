@@ -206,3 +206,13 @@ def test_wrong_checkpoints_get_a_sentence(folder: Path, toys: SimpleNamespace, t
     run("fit", "--data", other, "--epochs", 1, "--out", tmp_path / "wide-model", "--settings", folder / "small.toml")
     asked = [*base(folder, "a"), "--checkpoint", tmp_path / "wide-model"]
     assert "takes images of shape (13,), but those of data are (12,)" in run(*asked, code=3).output
+
+
+def test_long_work_is_told_on_the_way(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = run(*base(folder, "a", "b_2"))
+    assert "of 12 images" not in quick.stderr
+    monkeypatch.setattr("trainer.commands._progress._EVERY", 0.0)
+    long = run(*base(folder, "a", "b_2"))
+    assert long.stderr.count("test: 12 of 12 images") == 2
+    assert long.stderr.count(f"of {dataset(folder).pairs.num_texts} texts") == 2
+    assert long.stdout == quick.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from trainer.commands import (
     say_once,
     was_given,
 )
+from trainer.commands._progress import Progress
 
 if TYPE_CHECKING:
     from miner.artifacts.pairs import Pairs
@@ -161,7 +163,9 @@ def evaluate(
     if done is not None:
         measured = json.loads(done.read("metrics.json"))["metrics"]
     else:
-        scores = Mean([scores_of(checkpoint.model(default_device()), dataset, threads) for checkpoint in opened])
+        device = default_device()
+        each = (scores_of(model.model(device), dataset, threads, _progress(split)) for model in opened)
+        scores = Mean(list(each))
         measured = measure(scores, pairs, judgements, size)
     found = {"of": of, "metrics": measured}
     written = canonical_json(found)
@@ -180,6 +184,16 @@ def evaluate(
         if done is None:
             draft.commit({"metrics.json": draft.add("metrics.json", written)}, found)
         click.echo(f"  {out / 'metrics.json'}", err=as_json or as_latex)
+
+
+def _progress(split: str) -> Callable[[str, int, int], None]:
+    """Of one model: a line now and then for every kind of work."""
+    told: dict[str, Progress] = {}
+
+    def progress(what: str, done: int, total: int) -> None:
+        told.setdefault(what, Progress(what, only_long=True))(split, done, total)
+
+    return progress
 
 
 def _said_of(judgements: Judgements, pairs: Pairs) -> dict[str, Any]:
