@@ -133,7 +133,7 @@ def rows_of(way: str, data: Dataset, start: Any, given: FitConfig, tables: Any) 
     loss = losses.configure("aoq", POOLS) if size else losses.configure("triplet")
     _, items = steps_of(Inputs.of(data, start.model()), loss, asked, tables if size else None, 1)
     with items as gathered:
-        found = [(len(g.images), len(g.tokens), float((g.draw.text >= 0).mean()) if g.draw else 0.0) for g in gathered]
+        found = [(len(g.images), len(g.tokens), float(g.drawn[0].float().mean()) if g.drawn else 0.0) for g in gathered]
     images, texts, has = np.mean(found, axis=0)
     return {"images": float(images), "texts": float(texts), "with a negative": float(has)}
 

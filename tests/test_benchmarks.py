@@ -48,3 +48,17 @@ def test_a_projected_round(tmp_path: Path) -> None:
     assert isinstance(projected, dict)
     assert set(projected) == {"encode", "index", "mine", "fit"}
     assert min(projected.values()) > 0
+
+
+@pytest.mark.heavy
+def test_steps_and_encoding(tmp_path: Path) -> None:
+    small = ["--dim", "16", "--epochs", "1", "--steps", "1", "--repeats", "1", "--threads", "1"]
+    found = run(tmp_path, "training.py", *small)
+    steps, encode = found["steps"], found["encode"]
+    assert isinstance(steps, dict)
+    assert isinstance(encode, dict)
+    assert steps["triplet"]["times the triplet"] == 1
+    assert steps["triplet"]["with a negative"] == 0
+    assert steps["encoded in addition"]["with a negative"] == 1
+    assert steps["encoded in addition"]["texts"] > steps["one neighbourhood"]["texts"]
+    assert set(encode) == {"image", "text"}
