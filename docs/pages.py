@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from trainer import registry
 
 _SECTIONS = {
-    "run": "pipelines.settings.RunConfig", "fit": "trainer.training.FitConfig",
+    "run": "pipelines.settings.RunConfig", "fit": "trainer.fit_section.FitConfig",
     "encode": "pipelines.settings.EncodeConfig", "index": "pipelines.settings.IndexConfig",
     "mine": "pipelines.settings.MineConfig", "analyze": "pipelines.settings.AnalyzeConfig",
     "stop": "pipelines.stop.StopConfig", "watch": "pipelines.trackers.WatchConfig",

@@ -242,7 +242,6 @@ def _settings(
     address: str | None,
 ) -> tuple[Settings, Store]:
     import os
-    from dataclasses import replace
 
     # Two OpenMP runtimes (torch's, faiss') share this process: threads that spin while they wait starve each other.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -257,4 +256,4 @@ def _settings(
         raise click.UsageError("--workers and --address belong to Ray; leave them out with --executor inline.")
     given = {"kind": executor, "workers": workers, "address": address}
     changed = settings.executor.model_copy(update={key: value for key, value in given.items() if value is not None})
-    return replace(settings, executor=changed), place(run_dir if run_dir is not None else f"runs/{path.stem}")
+    return settings.with_executor(changed, str(path)), place(run_dir if run_dir is not None else f"runs/{path.stem}")

@@ -253,12 +253,26 @@ class Settings:
             raise BadInput(f"{where}: stop.overlap compares mined tables, and this loss mines none; leave it out.")
         if run.refresh == "async" and not settings.loss.needs_tables:
             raise BadInput(f'{where}: run.refresh = "async" is about mining, and this loss mines none; leave it out.')
-        return settings
+        return settings.with_executor(settings.executor, where)
+
+    def with_executor(self, executor: ExecutorConfig, where: str = "run file") -> Settings:
+        """The same elsewhere. Raises BadInput where that cannot train in as many processes as [fit] asks for."""
+        if self.processes > 1 and executor.kind == "inline":
+            raise BadInput(
+                f"{where}: fit.processes = {self.processes} needs Ray, and the executor 'inline' is this process "
+                "alone; take executor 'ray', or fit.processes = 1."
+            )
+        return replace(self, executor=executor)
 
     @property
     def threads(self) -> int:
         """Threads of a fit."""
         return int(self.fit_config(0).threads)
+
+    @property
+    def processes(self) -> int:
+        """Processes of a fit."""
+        return int(self.fit_config(0).processes)
 
     @property
     def two_stage(self) -> bool:

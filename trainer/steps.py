@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +11,10 @@ import numpy.typing as npt
 from miner.artifacts.pairs import Direction
 from trainer import sampling
 from trainer.chunks import WHOLE, Division
+from trainer.fit_section import FitConfig
 from trainer.neighbourhoods import Neighbourhoods
 from trainer.prefetch import Ahead
 from trainer.scoring import Gathered, Inputs, gather
-
-if TYPE_CHECKING:
-    from trainer.training import FitConfig
 
 __all__ = ["steps_of"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,8 @@ from miner.artifacts.errors import BadInput
 from trainer import models, sampling
 from trainer.checkpoint import Checkpoint
 from trainer.data import Dataset
+from trainer.fit_section import FitConfig
 from trainer.processes import Processes
-
-if TYPE_CHECKING:
-    from trainer.training import FitConfig
 
 __all__ = ["Trainee"]
 

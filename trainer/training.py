@@ -13,11 +13,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from miner.artifacts.errors import BadInput
@@ -27,6 +26,7 @@ from trainer import collapse, compiled, epochs, losses, models, sampling
 from trainer.checkpoint import Checkpoint
 from trainer.chunks import Division, auxiliary_loss
 from trainer.data import Dataset
+from trainer.fit_section import WARM, FitConfig, learning_rate
 from trainer.processes import Processes
 from trainer.scoring import Inputs, score
 from trainer.similarities import Similarities
@@ -35,58 +35,8 @@ from trainer.trainee import Trainee
 
 __all__ = ["WARM", "EpochLog", "FitConfig", "fit", "learning_rate"]
 
-# Measured on Flickr8k with batches of 128: of five models switched to hardest negatives, those with shares of 0.56 to
-# 0.59 in the epoch before learned on, those with 0.74 to 0.89 collapsed, but for SCAN.
-WARM = 0.6
 DIRECTIONS: tuple[Direction, Direction] = ("i2t", "t2i")
 Tables = Mapping[Direction, sampling.Table]
-
-
-class FitConfig(BaseModel):
-    """How to train. Epochs are numbered through all rounds; `epochs` is how many this call adds.
-
-    A batch is `batch_size` pairs, or that many images with all their captions for a loss that wants them (smoothap). An
-    epoch goes over the data once, or takes `steps_per_epoch` batches: the same budget of updates for any loss.
-
-    `lr` is multiplied by 0.1 from epoch `lr_step` on ("step"), or falls along a cosine to 0 over `total_epochs`
-    ("cosine"). `warmup_epochs`: the first epochs of all use every negative instead of the hardest; "auto" is as many as
-    it takes until less than `WARM` of the anchors have a batch's hardest negative above their positive, since a model
-    that is shown hardest negatives sooner may collapse. Offline negatives wait for the end of warm-up, and for
-    `online_epochs` at least. `ema_decay` 0 turns averaging off.
-    `neighbourhood` above 1 composes the batches that train on offline negatives from the tables (see
-    `trainer.neighbourhoods`): so many pairs come together with each other's negatives, and nothing is encoded beyond
-    the batch. 3 are a quintuplet; as many as `batch_size` make the batch one neighbourhood. 1 draws batches at random
-    and encodes the negatives in addition.
-    `chunk_size` above 0 encodes at most so many images, then texts, at once and drops what their gradients need until
-    the backward pass (`trainer.chunks`): the same gradients, an encoder runs forward twice, and a batch can be larger
-    than memory. Batch statistics are then a chunk's.
-    `compile` runs both encoders through torch.compile, which takes a while at the start and needs a C++ compiler.
-    `weight_decay` above 0 makes Adam AdamW. `threads` 0 leaves torch's choice. `precision` "auto" is bfloat16 on a GPU
-    that has it, else float32.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    epochs: int = Field(default=20, ge=1)
-    steps_per_epoch: int | None = Field(default=None, ge=1)
-    total_epochs: int | None = Field(default=None, ge=1)
-    batch_size: int = Field(default=128, ge=2)
-    lr: float = Field(default=2e-4, gt=0)
-    lr_schedule: Literal["constant", "step", "cosine"] = "constant"
-    lr_step: int = Field(default=10, ge=1)
-    clip: float = Field(default=2.0, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    warmup_epochs: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    online_epochs: int = Field(default=0, ge=0)
-    neighbourhood: int = Field(default=1, ge=1)
-    chunk_size: int = Field(default=0, ge=0)
-    seed: int = Field(default=0, ge=0)
-    ema_decay: float = Field(default=0.0, ge=0, lt=1)
-    min_count: int = Field(default=1, ge=1, description="a word joins the vocabulary from this many occurrences on")
-    threads: int = Field(default=0, ge=0)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    compile: bool = False
-    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -125,15 +75,6 @@ class EpochLog:
         return {name: value for name, value in asdict(self).items() if name not in fleeting}
 
 
-def learning_rate(config: FitConfig, epoch: float, total_epochs: int) -> float:
-    """At a point of training: `epoch` counts through all rounds and is fractional within one."""
-    if config.lr_schedule == "step":
-        return config.lr * (0.1 if epoch >= config.lr_step else 1.0)
-    if config.lr_schedule == "cosine":
-        return config.lr * 0.5 * (1 + math.cos(math.pi * min(epoch / total_epochs, 1.0)))
-    return config.lr
-
-
 def fit(
     dataset: Dataset,
     model_config: Any,
@@ -151,8 +92,8 @@ def fit(
     `start` continues a model (weights, averages, moments); without it a fresh one is made from the seed. `scratch`
     (a folder, or a place in a store) holds epoch files: the same call after a kill goes on from the newest, after
     passing the finished epochs' logs to `progress`. Where `torch.distributed` has a process group, its processes train
-    together; the first one writes and reports. A loss that can use tables trains on online negatives alone when
-    `tables` is None.
+    together, `fit_config.processes` of them; the first one writes and reports. A loss that can use tables trains on
+    online negatives alone when `tables` is None.
 
     Raises BadInput when data, model, tables, device and start do not fit together, and when the loss is no longer
     finite.
@@ -171,6 +112,11 @@ def fit(
         last_epoch = first_epoch + fit_config.epochs - 1
         said = f"{device.type} ({torch.get_num_threads()} threads), {str(precision).removeprefix('torch.')}"
         processes = Processes.here()
+        if processes.size != fit_config.processes:
+            raise BadInput(
+                f"fit.processes is {fit_config.processes}, but this training has {processes.size} "
+                "(torchrun --nproc-per-node starts several); say the same number in both."
+            )
         if processes.size > 1 and trainee.model.has_auxiliary_loss:
             raise BadInput(
                 f"model {models.name_of(model_config)} has a loss of its own, which is not shared out among processes; "
@@ -362,8 +308,6 @@ def _key(
         "first_epoch": first_epoch,
         "torch": torch.__version__,
     }
-    if Processes.here().size > 1:
-        settings["processes"] = Processes.here().size
     digest = hashlib.sha256(canonical_json(settings))
     for direction in DIRECTIONS if tables is not None else ():
         assert tables is not None

@@ -111,7 +111,7 @@ class Comparison:
         return cls(base, compare, found)
 
     def with_executor(self, executor: ExecutorConfig) -> Comparison:
-        return replace(self, base=replace(self.base, executor=executor))
+        return replace(self, base=self.base.with_executor(executor))
 
     def members(self, num_pairs: int) -> list[Member]:
         """Every objective with every seed, seeds outermost: what is stopped early has still seen all objectives."""

@@ -118,8 +118,9 @@ class RayExecutor:
         gpu = self._gpu(stage)
         if stage.work == "fit":
             cpus = min(task.settings.threads, self.workers)
-            if not self.many:
-                return fit(task, progress, cpus, self._given_up, gpu=gpu)
+            if not self.many or task.settings.processes > 1:
+                patience = self.config.patience if self.config.address else None
+                return fit(task, progress, Shape(cpus, float(gpu)), patience, self._given_up)
             return self._fit_as_task(task, progress, cpus, gpu)
         options = {"name": title(task), "max_retries": _RETRIES, "num_cpus": 1, "num_gpus": int(gpu)}
         if stage.unit == "shard":

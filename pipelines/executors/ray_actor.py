@@ -16,7 +16,7 @@ from miner.artifacts.manifest import FileRecord
 from pipelines.executors.quarantine import FINISH
 from pipelines.jobs import Job, Task, job_of
 
-__all__ = ["Shape", "Shards", "hide_gpus", "lost_with_node", "run_name", "seen", "title", "unless_given_up"]
+__all__ = ["Shape", "Shards", "hide_gpus", "lost_with_node", "nodes_up", "run_name", "seen", "title", "unless_given_up"]
 
 # What a process may raise for want of something that a fresh one may have, by name: torch is not imported here.
 _OF_THE_MACHINE = {"MemoryError", "OutOfMemoryError", "AcceleratorError"}
@@ -51,6 +51,11 @@ class Shape:
         by_gpu = int(resources.get("GPU", 0) / self.gpus + 1e-6) if self.gpus else None
         by_cpu = int(resources.get("CPU", 0)) // self.cpus
         return by_cpu if by_gpu is None else min(by_cpu, by_gpu)
+
+
+def nodes_up() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # ray's own is untyped
+    return [node for node in found if node["Alive"]]
 
 
 def run_name(task: Task) -> str:

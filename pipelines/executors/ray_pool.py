@@ -20,7 +20,16 @@ from ray.exceptions import RayError
 
 from miner.artifacts.errors import BadInput, Retryable
 from pipelines.executors.quarantine import FINISH, Quarantine
-from pipelines.executors.ray_actor import Shape, Shards, lost_with_node, run_name, seen, title, unless_given_up
+from pipelines.executors.ray_actor import (
+    Shape,
+    Shards,
+    lost_with_node,
+    nodes_up,
+    run_name,
+    seen,
+    title,
+    unless_given_up,
+)
 from pipelines.jobs import Sharded, Task, job_of
 from pipelines.progress import Progress
 
@@ -149,7 +158,7 @@ class Pool:
         self._actors.remove(actor)
         ray.kill(actor.handle)
         self._looked = 0.0
-        self._alive = {node["NodeID"] for node in _nodes()}
+        self._alive = {node["NodeID"] for node in nodes_up()}
 
     def _not_born(self, actor: _Actor, failed: RayError, task: Task) -> None:
         """An actor died before it could be given anything. Raises Retryable when none can be had.
@@ -176,7 +185,7 @@ class Pool:
         if now - self._looked < _TICK_SECONDS:
             return
         self._looked = now
-        nodes = _nodes()
+        nodes = nodes_up()
         self._alive = {node["NodeID"] for node in nodes}
         if self._alive == self._barren and self._some_placed:
             return
@@ -219,12 +228,6 @@ class Pool:
 
 
 _remote: Any = ray.remote(Shards)
-
-
-def _nodes() -> list[dict[str, Any]]:
-    """The nodes that are up."""
-    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # ray's own is untyped
-    return [node for node in found if node["Alive"]]
 
 
 def _has(resources: dict[str, float]) -> str:

@@ -27,8 +27,16 @@ class FitJob:
         raise AssertionError("a fit is one task")
 
     def finish(self, said: Callable[[dict[str, Any]], None] = lambda line: None) -> Artifact:
+        """Raises AssertionError in a process that is not the training's first: `train` is for those."""
+        artifact = self.train(said)
+        assert artifact is not None
+        return artifact
+
+    def train(self, said: Callable[[dict[str, Any]], None]) -> Artifact | None:
+        """The checkpoint, committed by the first of the training's processes; None in the others."""
         from trainer import epochs
         from trainer.checkpoint import Checkpoint
+        from trainer.processes import Processes
         from trainer.training import fit
 
         settings, stage = self.task.settings, self.task.stage
@@ -57,6 +65,8 @@ class FitJob:
             scratch=scratch,
             progress=told,
         )
+        if not Processes.here().first:
+            return None
         artifact = checkpoint.commit(draft, history)
         draft.store.remove(scratch.prefix)
         return artifact

@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from miner.artifacts.errors import BadInput
 from tests.pipelines.builders import raw_settings, write_toml
 from tests.pipelines.test_loop import hashes
+from trainer.checkpoint import Checkpoint
 
 _DEADLINE = 240
 
@@ -61,13 +64,46 @@ def undisturbed(run_file: Path) -> dict[str, str]:
     return hashes(root)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.heavy), 3])
 def test_any_number_of_workers_gives_the_bytes_of_one_process(
     run_file: Path, undisturbed: dict[str, str], workers: int
 ) -> None:
     root = run_file.parent / f"workers-{workers}"
     finish(start(run_file, root, "--workers", str(workers)), root)
     assert hashes(root) == undisturbed
+
+
+def test_processes_of_a_fit_train_what_one_trains(folder: Path, tmp_path: Path) -> None:
+    for name, processes in (("inline", 1), ("ray", 2)):
+        raw = raw_settings(
+            folder,
+            run={"rounds": 0},
+            fit={"processes": processes},
+            executor={"kind": name, "workers": 2},
+        )
+        run_file = write_toml(tmp_path / f"{name}.toml", raw)
+        finish(start(run_file, tmp_path / name), tmp_path / name)
+    (one,), (several,) = (list(tmp_path.glob(f"{name}/rounds/000/fit/*")) for name in ("inline", "ray"))
+    first, second = Checkpoint.load(one), Checkpoint.load(several)
+    for name, values in first.state.items():
+        torch.testing.assert_close(second.state[name], values, rtol=1e-3, atol=1e-5)
+    assert first.updates == second.updates
+    assert first.fingerprint != second.fingerprint, "not trained by two processes"
+
+
+def test_processes_for_which_there_is_no_room_or_no_ray_are_refused(folder: Path, tmp_path: Path) -> None:
+    raw = raw_settings(folder, fit={"processes": 3}, executor={"kind": "ray", "workers": 2})
+    run_file = write_toml(tmp_path / "run.toml", raw)
+    refused = {
+        "ray": "r0/fit: [fit] processes = 3, of which each takes 1 CPU, but the nodes have room for 2; ask for less",
+        "inline": "fit.processes = 3 needs Ray, and the executor 'inline' is this process alone; take",
+    }
+    for executor, said in refused.items():
+        process = start(run_file, tmp_path / "run", "--executor", executor)
+        assert process.wait(_DEADLINE) == BadInput.exit_code
+        log = (tmp_path / "run.log").read_text()
+        assert said in log
+        assert "Traceback" not in log
 
 
 def test_an_approximate_index_gives_the_bytes_of_one_process(folder: Path, tmp_path: Path) -> None:

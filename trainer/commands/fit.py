@@ -151,6 +151,10 @@ def fit(
     dataset = open_dataset(data, fold, "train")
     chosen = {key: value for key, value in fit_flags.items() if key not in sections["fit"] or was_given(key)}
     fit_config = registry.validated(FitConfig, {**sections["fit"], **chosen}, "[fit]")
+    context = click.get_current_context()
+    processes = context.with_resource(joined())
+    if "processes" not in sections["fit"]:
+        fit_config = fit_config.model_copy(update={"processes": processes.size})
     tables = open_tables(negatives, dataset.pairs) if negatives is not None else None
     begin = Checkpoint.load(start) if start is not None else None
     if begin is not None and model is None and not sections["model"]:
@@ -162,8 +166,6 @@ def fit(
             f"{start}: {begin.epoch} epochs are done, but fit.total_epochs is {fit_config.total_epochs}; raise it."
         )
     inputs = inputs_of(dataset, fold, model_config, loss_config, fit_config, tables, begin)
-    context = click.get_current_context()
-    processes = context.with_resource(joined())
     if processes.first:
         context.with_resource(hold(out))
         draft = draft_at(out, ".", CHECKPOINT, inputs)
