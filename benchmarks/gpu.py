@@ -63,17 +63,17 @@ def bare(image: np.ndarray[Any, Any], text: np.ndarray[Any, Any], where: str) ->
 
 
 def mined(
-    vectors: dict[Side, np.ndarray[Any, Any]], pairs: Pairs, k: int, where: str
+    vectors: dict[Side, Any], pairs: Pairs, k: int, where: str | None, threads: int = 1
 ) -> tuple[float, dict[Direction, NegativeBlock]]:
-    """Seconds of the second search, and what was found."""
+    """Seconds of the second search, on a device of torch or on the CPU, and what was found."""
     found: dict[Direction, NegativeBlock] = {}
 
     def search() -> None:
-        for direction, blocks in mine_exhaustively(vectors, pairs, ["i2t", "t2i"], k, device=where):
+        for direction, blocks in mine_exhaustively(vectors, pairs, ["i2t", "t2i"], k, threads=threads, device=where):
             found[direction] = NegativeBlock.join(list(blocks))
 
-    seconds(search, where)
-    return seconds(search, where), found
+    seconds(search, where or "cpu")
+    return seconds(search, where or "cpu"), found
 
 
 def faiss_gpu(image: np.ndarray[Any, Any], text: np.ndarray[Any, Any], k: int) -> float | None:
@@ -117,7 +117,8 @@ def training(where: str, dim: int, epochs: int, steps: int) -> dict[str, float]:
     config = models.configure("vse_inf", {"dim": dim, "word_dim": min(300, dim)})
     loss = losses.configure("aoq", {"h_t": 100, "h_v": 60})
     rng = np.random.default_rng(0)
-    sizes = {"i2t": (data.pairs.num_images, data.pairs.num_texts), "t2i": (data.pairs.num_texts, data.pairs.num_images)}
+    images, texts = data.pairs.num_images, data.pairs.num_texts
+    sizes: dict[Direction, tuple[int, int]] = {"i2t": (images, texts), "t2i": (texts, images)}
     tables: dict[Direction, Mined] = {}
     for direction, (anchors, gallery) in sizes.items():
         rows = rng.integers(gallery, size=(anchors, 60))
@@ -125,8 +126,8 @@ def training(where: str, dim: int, epochs: int, steps: int) -> dict[str, float]:
         side = side if direction == "i2t" else side.T
         rows = np.where(np.take_along_axis(side, rows, 1), -1, rows)
         rows = np.take_along_axis(rows, np.argsort(rows < 0, axis=1, kind="stable"), 1)
-        tables[direction] = Mined(direction, rows)  # type: ignore[index, arg-type]
-    given = FitConfig(epochs=1, batch_size=128, steps_per_epoch=steps, warmup_epochs=0, neighbourhood=3, device=where)  # type: ignore[arg-type]
+        tables[direction] = Mined(direction, rows)
+    given = FitConfig(epochs=1, batch_size=128, steps_per_epoch=steps, warmup_epochs=0, neighbourhood=3)
     ways = {
         "eager float32": given.model_copy(update={"precision": "float32"}),
         "bfloat16": given.model_copy(update={"precision": "bfloat16"}),

@@ -42,7 +42,7 @@ def test_training_on_a_gpu(tmp_path: Path) -> None:
 @pytest.mark.heavy
 def test_a_projected_round(tmp_path: Path) -> None:
     found = run(
-        tmp_path, "round.py", "--dim", "16", "--items", "40", "--steps", "1", "--share", "250", "--threads", "1"
+        tmp_path, "round.py", "--dim", "16", "--items", "40", "--steps", "1", "--shares", "300", "250", "--threads", "1"
     )
     projected = found["projected"]
     assert isinstance(projected, dict)
