@@ -10,27 +10,29 @@ Every (model, seed) trains these arms, from the same initial weights and the sam
                          in the batch, nothing is encoded in addition
     paper OffTri, ...    as the paper trains: the baseline finds the candidates, a fresh model trains on them; but its
                          first 4 epochs see online negatives alone, as loop's do
-    triplet, near's time the triplet for as many epochs as fit into the time of `near AdapOffQuin`, mining included; or
-                         of `loop AdapOffQuin`; or of `paper AdapOffQuin`, its first model included (`--equal-time`).
-                         Costs are measured first, one after the other on the idle machine
+    triplet, near's time the triplet with epochs of as many steps as fit into the time of `near AdapOffQuin`, mining
+                         included, and every `loop` or `near` arm that takes another time likewise; or of `loop
+                         AdapOffQuin`; or of `paper AdapOffQuin`, its first model included (`--equal-time`). Costs are
+                         measured first, one after the other on the idle machine
 
 All but these last update their model equally often. Figures are of the test set (1,000 photos, 5 captions each) with
 the weights at the end of training: nothing is chosen on it, no epoch is picked. Differences are paired by seed, with
 Student's t for the 95% interval over seeds. R-precision counts captions of other photos that people judged to fit as
 well (`trainer.judgements.flickr8k`).
 
-Finished trainings are kept in --work and reused, so a stopped benchmark goes on.
+Finished trainings are kept in --work and reused, so a stopped benchmark goes on. Each thing measured, costs too, is a
+line of --record: it is not measured again while these settings stay as they are, also where --work is gone.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
 import platform
 import sys
-from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from pathlib import Path
@@ -60,7 +62,7 @@ EPOCHS, FIRST, ROUNDS = 10, 4, 2
 # What offline negatives add depends on how hard those of the batch are. VSE++, 10 epochs of all pairs, one seed, test
 # rsum of loop AdapOffQuin minus triplet: batches of 128 (lr 2e-3) -5.3, 32 (2e-3) -1.4, 16 (2e-3) -0.1, 8 (1e-3) +5.8;
 # the triplet alone has 254.5, 263.6, 264.5, 252.2. Small batches are what large encoders leave room for.
-FIT = {
+FIT: dict[str, Any] = {
     "batch_size": 8, "lr": 1e-3, "lr_schedule": "cosine", "warmup_epochs": "auto", "steps_per_epoch": 1500,
     "threads": 1, "min_count": 4,
 }  # fmt: skip
@@ -68,6 +70,7 @@ FIT = {
 # one seed): the weights pull offline negatives nearer, and their hinges are empty until it is too late.
 AOQ = {"h_t": 300, "h_v": 60, "margin_offline": 0.1, "detach_weights": True, "clamp_weights": True}
 TRAINING = ("encode", "index", "mine", "fit")
+Found = dict[str, dict[str, dict[int, dict[str, Any]]]]  # by model, arm and seed
 
 
 def write(path: Path, text: str) -> None:
@@ -101,41 +104,66 @@ def prepare(source: Path, work: Path) -> None:
         write(folder / "pairs.csv", out.getvalue())
 
 
-def settings_of(work: Path, model: str, seed: int, arm: str, epochs: int = EPOCHS, **fit: Any) -> Any:
-    """The run file of one arm; `epochs` is the triplet's."""
-    from pipelines.settings import Settings
-
-    mode, _, form = arm.partition(" ")
+def settings_of(model: str, seed: int, arm: str, **fit: Any) -> dict[str, Any]:
+    """The run file of one arm, but for where the data is."""
+    mode, _, form = arm.partition(",")[0].partition(" ")
     each = (EPOCHS - FIRST) // ROUNDS
-    run: dict[str, Any] = {"seed": seed, "rounds": ROUNDS, "first_epochs": epochs - ROUNDS * each, "epochs": each}
+    run: dict[str, Any] = {"seed": seed, "rounds": ROUNDS, "first_epochs": FIRST, "epochs": each}
     if mode == "paper":
         run |= {"rounds": 1, "restart": True, "first_epochs": EPOCHS, "epochs": EPOCHS}
     elif mode == "near":
         fit = {"neighbourhood": FIT["batch_size"], **fit}
-    raw = {
+    return {
         "run": run,
-        "data": {"format": "vectors", "folder": str(work / "data" / MODELS[model]["images"])},
+        "data": {"format": "vectors", "folder": MODELS[model]["images"]},
         "model": MODELS[model]["model"],
         "loss": {"name": "aoq", "form": form, **AOQ} if form in FORMS else {"name": "triplet"},
         "fit": {**FIT, **({"online_epochs": FIRST} if mode == "paper" else {}), **fit},
         "mine": {"k": max(AOQ["h_t"], AOQ["h_v"]), "num_candidates": 400},
     }
-    return Settings.parse(raw, arm)
 
 
-def train(settings: Any, root: Path) -> tuple[list[Any], Any]:
-    """Run a loop in `root`, in this process; (its steps, the store)."""
+class Record:
+    """What was measured: a line of JSON each, with the date and the machine, added as soon as it is known."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def find(self, what: str, settings: dict[str, Any]) -> dict[str, Any] | None:
+        key = self._key(settings)
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        found = (line for line in map(json.loads, lines) if (line["what"], line["settings"]) == (what, key))
+        return next(found, None)
+
+    def add(self, what: str, settings: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+        machine = f"{platform.machine()}, {os.cpu_count()} cores"
+        line = {"what": what, "settings": self._key(settings), "date": str(date.today()), "machine": machine, **found}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a", encoding="utf-8") as out:  # one write: others add lines at the same time
+            out.write(json.dumps(line) + "\n")
+        return line
+
+    @staticmethod
+    def _key(settings: dict[str, Any]) -> str:
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def train(raw: dict[str, Any], work: Path, root: Path) -> tuple[Any, list[Any], Any]:
+    """Run a loop in `root`, in this process; (its settings, its steps, the store)."""
     from miner.artifacts.lock import hold
     from miner.artifacts.store import LocalStore
     from pipelines import loop
     from pipelines.executors.inline import InlineExecutor
     from pipelines.progress import Lines
+    from pipelines.settings import Settings
 
+    data_section = {**raw["data"], "folder": str(work / "data" / raw["data"]["folder"])}
+    settings = Settings.parse({**raw, "data": data_section}, "quality.py")
     store = LocalStore(root)
     with hold(root), open(root / "progress.log", "a") as log:
         data = loop.describe(settings)
         loop.prepare(settings, data, store)
-        return loop.run(settings, data, store, InlineExecutor(), Lines(log)), store
+        return settings, loop.run(settings, data, store, InlineExecutor(), Lines(log)), store
 
 
 def measured(settings: Any, steps: list[Any], store: Any, judged: Path) -> dict[str, float]:
@@ -151,7 +179,7 @@ def measured(settings: Any, steps: list[Any], store: Any, judged: Path) -> dict[
     fit = last[f"r{settings.run.rounds}/fit"]
     test = load(settings.data, "test")
     model = Checkpoint.open(Artifact(store, fit.prefix, fit.manifest)).model()
-    judgements = flickr8k.read(flickr8k.Config(path=judged), test.pairs)
+    judgements = flickr8k.read(flickr8k.Config.model_validate({"path": judged}), test.pairs)
     extended = extended_metrics(scores_of(model, test), judgements)
     return {
         **{name: metrics["test"][name] for name in METRICS[:3]},
@@ -160,114 +188,104 @@ def measured(settings: Any, steps: list[Any], store: Any, judged: Path) -> dict[
     }
 
 
-def run_arm(work: Path, source: Path, model: str, seed: int, arm: str, epochs: int) -> dict[str, Any]:
-    """Train and measure one arm, on one thread; a finished one is read back."""
-    settings = settings_of(work, model, seed, arm, epochs)
-    # One folder for all arms of a (model, seed): what two of them have in common is trained once.
-    root = work / "runs" / f"{MODELS[model]['model']['name']}-{seed}"
-    steps, store = train(settings, root)
-    fit = next(step for step in reversed(steps) if step.stage.work == "fit")
-    kept = root / f"measured-{fit.prefix.replace('/', '-')}.json"
-    if not kept.exists():
-        write(kept, json.dumps(measured(settings, steps, store, source)))
-    by_round = [step.manifest.meta["metrics"]["dev"]["rsum"] for step in steps if step.stage.work == "evaluate"]
-    return {**json.loads(kept.read_text()), "epochs": epochs, "dev_rsum_by_round": by_round}
-
-
-def run_member(work: Path, source: Path, model: str, seed: int, arms: Iterable[tuple[str, int]]) -> dict[str, Any]:
-    """All arms of one (model, seed), one after the other in one process."""
+def run_member(work: Path, source: Path, record: Record, model: str, seed: int, arms: list[tuple[str, int]]) -> None:
+    """Train and measure all arms of one (model, seed), one after the other in one process, on one thread."""
     import torch
 
     torch.set_num_threads(1)
-    found: dict[str, Any] = {"model": model, "seed": seed}
-    for arm, epochs in arms:
-        found[arm] = run_arm(work, source, model, seed, arm.partition(",")[0], epochs)
-        print(f"{model} seed {seed} {arm}: {found[arm]['rsum']:.1f}", file=sys.stderr, flush=True)
-    return found
+    # One folder for all arms: what two of them have in common is trained once.
+    root = work / "runs" / f"{MODELS[model]['model']['name']}-{seed}"
+    for arm, steps_per_epoch in arms:
+        raw, what = settings_of(model, seed, arm, steps_per_epoch=steps_per_epoch), f"{model} {arm}"
+        line = record.find(what, raw)
+        if line is None:
+            settings, steps, store = train(raw, work, root)
+            by_round = [step.manifest.meta["metrics"]["dev"]["rsum"] for step in steps if step.stage.work == "evaluate"]
+            figures = measured(settings, steps, store, source)
+            about = {"seed": seed, "steps_per_epoch": steps_per_epoch}
+            line = record.add(what, raw, {**about, **figures, "dev_rsum_by_round": by_round})
+        print(f"{model} seed {seed} {arm}: {line['rsum']:.1f}", file=sys.stderr, flush=True)
 
 
-def epochs_in_equal_time(work: Path, model: str, mode: str) -> int:
-    """Epochs of the triplet in the time of `mode` AdapOffQuin, its first model and mining included."""
-    cost = costs_of(work, model, "near" if mode == "near" else "loop")
-    steps_per_epoch = FIT["steps_per_epoch"]
-    slower = cost["quintuplet step"] / cost["triplet step"]
-    mining = cost["mining"] / (cost["triplet step"] * steps_per_epoch)
+def seconds_of(work: Path, record: Record, model: str, arm: str, steps_per_epoch: int) -> Any:
+    """Seconds of training and mining up to the end of every round, the first being 0, by the measured costs."""
+    mode = arm.partition(" ")[0]
+    cost = costs_of(work, record, model, "loop" if mode in ("loop", "paper") else "near")
+    online, offline = (steps_per_epoch * cost[f"{loss} step"] for loss in ("triplet", "quintuplet"))
     if mode == "paper":
-        return round(EPOCHS + mining + FIRST + (EPOCHS - FIRST) * slower)
-    return round(FIRST + ROUNDS * mining + (EPOCHS - FIRST) * slower)
+        return np.array(
+            [EPOCHS * online, EPOCHS * online + cost["mining"] + FIRST * online + (EPOCHS - FIRST) * offline]
+        )
+    each = (EPOCHS - FIRST) // ROUNDS
+    round_ = each * online if mode == "triplet" else cost["mining"] + each * offline
+    return FIRST * online + round_ * np.arange(ROUNDS + 1)
 
 
-def costs_of(work: Path, model: str, mode: str) -> dict[str, float]:
+def steps_in_equal_time(work: Path, record: Record, model: str, arm: str, mode: str) -> int:
+    """Steps an epoch of `arm` has when it may take the time of `mode` AdapOffQuin."""
+    wanted = seconds_of(work, record, model, f"{mode} AdapOffQuin", FIT["steps_per_epoch"])[-1]
+    fixed = seconds_of(work, record, model, arm, 0)[-1]  # mining
+    step = seconds_of(work, record, model, arm, 1)[-1] - fixed
+    return int(np.rint((wanted - fixed) / step))
+
+
+def costs_of(work: Path, record: Record, model: str, mode: str) -> dict[str, Any]:
     """Seconds of a step and of a round's mining, measured once with few steps."""
-    from pipelines.summary import log_lines, seconds_by_prefix
+    from pipelines.log import lines as log_lines
+    from pipelines.summary import seconds_by_prefix
 
-    name = f"{MODELS[model]['model']['name']}-{mode}"
-    kept = work / f"cost-{name}.json"
-    if not kept.exists():
-        few = settings_of(work, model, 0, f"{mode} AdapOffQuin", steps_per_epoch=100)
-        steps, store = train(few, work / "cost" / name)
-        spent = seconds_by_prefix(store)
-        epochs = {
-            (line["stage"], line["epoch"]): line["seconds"] / line["steps"]
-            for line in log_lines(store)
-            if line["event"] == "epoch"
-        }
-        mining = sum(spent[s.prefix] for s in steps if s.stage.round == 1 and s.stage.work in TRAINING[:3])
-        costs = {
-            "triplet step": epochs["r0/fit", FIRST - 1],
-            "quintuplet step": epochs["r1/fit", FIRST + 1],
-            "mining": mining,
-        }
-        write(kept, json.dumps(costs))
-    found: dict[str, float] = json.loads(kept.read_text())
-    return found
+    raw, what = settings_of(model, 0, f"{mode} AdapOffQuin", steps_per_epoch=100), f"cost of {model} {mode}"
+    if (known := record.find(what, raw)) is not None:
+        return known
+    _, steps, store = train(raw, work, work / "cost" / f"{MODELS[model]['model']['name']}-{mode}")
+    spent = seconds_by_prefix(store)
+    epochs = {
+        (line["stage"], line["epoch"]): line["seconds"] / line["steps"]
+        for line in log_lines(store)
+        if line["event"] == "epoch"
+    }
+    costs = {
+        "triplet step": epochs["r0/fit", FIRST - 1],
+        "quintuplet step": epochs["r1/fit", FIRST + 1],
+        "mining": sum(spent[s.prefix] for s in steps if s.stage.round == 1 and s.stage.work in TRAINING[:3]),
+    }
+    return record.add(what, raw, costs)
 
 
-def plot(found: list[dict[str, Any]], work: Path, arms: list[str], out: Path) -> None:
+def plot(found: Found, work: Path, record: Record, out: Path) -> None:
     """Dev rsum after every round against the seconds of training and mining up to there, by the measured costs."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    wanted = list(dict.fromkeys(member["model"] for member in found))
-    figure, axes = pyplot.subplots(1, len(wanted), figsize=(4 * len(wanted), 3.4), squeeze=False, layout="constrained")
-    for axis, model in zip(axes[0], wanted, strict=True):
-        for arm in (arm for arm in arms if not arm.startswith("paper")):
-            members = [member[arm] for member in found if member["model"] == model]
-            rsums = np.array([member["dev_rsum_by_round"] for member in members])
-            mode = arm.partition(" ")[0]
-            cost = costs_of(work, model, mode if mode in MODES else "near")
-            mined = mode in MODES
-            step = cost["quintuplet step" if mined else "triplet step"]
-            epochs = members[0]["epochs"] - (ROUNDS - np.arange(ROUNDS + 1)) * ((EPOCHS - FIRST) // ROUNDS)
-            first = epochs[0] * cost["triplet step"] * FIT["steps_per_epoch"]
-            later = (epochs - epochs[0]) * step * FIT["steps_per_epoch"] + np.arange(ROUNDS + 1) * mined * cost[
-                "mining"
-            ]
+    figure, axes = pyplot.subplots(1, len(found), figsize=(4 * len(found), 3.4), squeeze=False, layout="constrained")
+    for axis, (model, by_arm) in zip(axes[0], found.items(), strict=True):
+        for arm, members in by_arm.items():
+            rsums = np.array([line["dev_rsum_by_round"] for line in members.values()])
+            steps_per_epoch = next(iter(members.values()))["steps_per_epoch"]
             axis.errorbar(
-                first + later, rsums.mean(0), yerr=rsums.std(0, ddof=min(1, len(rsums) - 1)),
-                marker="o", capsize=3, label=arm,
+                seconds_of(work, record, model, arm.partition(",")[0], steps_per_epoch),
+                rsums.mean(0), yerr=rsums.std(0, ddof=min(1, len(rsums) - 1)), marker="o", capsize=3, label=arm,
             )  # fmt: skip
-        axis.set(title=f"{model}, {len(members)} seeds", xlabel="seconds, one thread", ylabel="dev rsum")
+        seeds = min(len(members) for members in by_arm.values())
+        axis.set(title=f"{model}, {seeds} seeds", xlabel="seconds, one thread", ylabel="dev rsum")
         axis.legend(fontsize=7)
     figure.savefig(out, dpi=120)
 
 
-def report(found: list[dict[str, Any]], arms: list[str]) -> dict[str, Any]:
-    """By model and arm: mean and interval of every metric, and of rsum minus each of the baselines'."""
-    lines: dict[str, Any] = {}
-    for model in dict.fromkeys(member["model"] for member in found):
-        members = [member for member in found if member["model"] == model]
-        for arm in arms:
-            line: dict[str, Any] = {name: interval([m[arm][name] for m in members]) for name in METRICS}
-            for baseline in (a for a in arms if a.startswith("triplet") and a != arm):
-                line[f"rsum minus {baseline}"] = interval([m[arm]["rsum"] - m[baseline]["rsum"] for m in members])
-                for side in ("i2t", "t2i"):
-                    name = f"{side}_r_precision"
-                    line[f"{name} minus {baseline}"] = interval([m[arm][name] - m[baseline][name] for m in members])
-            lines.setdefault(model, {})[arm] = line
-    return lines
+def report(found: Found) -> None:
+    """By model and arm: mean and interval of rsum, of R-precision, and of their differences to the baselines."""
+    for model, by_arm in found.items():
+        for arm, members in by_arm.items():
+            said = [f"{model:6} {arm:28} {len(members)} seeds"]
+            for name in ("rsum", "i2t_r_precision", "t2i_r_precision"):
+                said.append(f"{name} {interval([line[name] for line in members.values()])}")
+                for baseline in (a for a in by_arm if a.startswith("triplet") and a != arm):
+                    both = sorted(members.keys() & by_arm[baseline].keys())
+                    less = [members[seed][name] - by_arm[baseline][seed][name] for seed in both]
+                    said.append(f"(minus {baseline}: {interval(less)})")
+            print("  ".join(said))
 
 
 @click.command(help=__doc__)
@@ -283,7 +301,14 @@ def report(found: list[dict[str, Any]], arms: list[str]) -> dict[str, Any]:
     "--equal-time", default="near", show_default=True, help="Of which of loop, near, paper, by comma; or none."
 )
 @click.option("--work", default=Path("runs/quality-flickr8k"), type=click.Path(path_type=Path), show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="Write everything as JSON.")
+@click.option(
+    "--record",
+    "kept",
+    default=Path(__file__).with_name("quality.jsonl"),
+    type=click.Path(path_type=Path),
+    help="What was measured: read and added to.  [default: quality.jsonl beside this script]",
+)
+@click.option("--known", is_flag=True, help="Measure nothing: show what --record holds.")
 @click.option(
     "--plot",
     "picture",
@@ -299,52 +324,40 @@ def main(
     jobs: int,
     equal_time: str,
     work: Path,
-    out: Path | None,
+    kept: Path,
+    known: bool,
     picture: Path | None,
 ) -> None:
     if not (source / "captions.txt").exists():
         raise click.UsageError(f"{source}: not the Flickr8k features; give their folder with --data.")
-    work = work.resolve()
+    work, record = work.resolve(), Record(kept.resolve())
     prepare(source, work)
     chosen, wanted = arms.split(","), models.split(",")
-    plan = {model: [(arm, EPOCHS) for arm in chosen] for model in wanted}
+    plan: dict[str, list[tuple[str, int]]] = {}
     for model in wanted:
+        plan[model] = [(arm, FIT["steps_per_epoch"]) for arm in chosen]
         for mode in () if equal_time == "none" else equal_time.split(","):
             if mode not in MODES:
                 raise click.BadParameter(f"{mode!r} is none of {', '.join(MODES)}.", param_hint="--equal-time")
-            plan[model].append((f"triplet, {mode}'s time", epochs_in_equal_time(work, model, mode)))
-    if picture:  # on the machine while it is idle
-        for model in wanted:
-            for mode in {"near", *(arm.partition(" ")[0] for arm in chosen)} & {"near", "loop"}:
-                costs_of(work, model, mode)
-    found = []
-    with ProcessPoolExecutor(jobs) as pool:
-        # Seeds outermost: a benchmark that is stopped early has still seen every model.
-        order = [(model, seed) for seed in range(first_seed, first_seed + seeds) for model in wanted]
-        for future in [pool.submit(run_member, work, source, model, seed, plan[model]) for model, seed in order]:
-            found.append(future.result())
-            if out:
-                write(out, json.dumps({"members": found}, indent=1))
-    labels = [arm for arm, _ in plan[wanted[0]]]
-    lines = report(found, labels)
-    machine = f"{platform.machine()} {platform.system()}, {jobs} trainings at a time, 1 thread each"
-    print(f"{date.today()}, {machine}; {seeds} seeds; test rsum and R-precision with people's positives")
-    for model, by_arm in lines.items():
-        for arm, line in by_arm.items():
-            against = "  ".join(
-                f"{name.partition(' minus ')[2]}: {value}"
-                for name, value in line.items()
-                if name.startswith("rsum minus")
-            )
-            precision = " ".join(str(line[f"{side}_r_precision"]) for side in ("i2t", "t2i"))
-            print(f"{model:6} {arm:24} rsum {line['rsum']}  R-P {precision}  minus {against}")
+            for arm in ("triplet", *(a for a in chosen if a.partition(" ")[0] in {"loop", "near"} - {mode})):
+                timed = steps_in_equal_time(work, record, model, arm, mode)
+                plan[model].append((f"{arm}, {mode}'s time", timed))
+    # Seeds outermost: a benchmark that is stopped early has still seen every model.
+    order = [(model, seed) for seed in range(first_seed, first_seed + seeds) for model in wanted]
+    if not known:
+        with ProcessPoolExecutor(jobs) as pool:
+            for running in [pool.submit(run_member, work, source, record, m, seed, plan[m]) for m, seed in order]:
+                running.result()
+    found: Found = {}
+    for model, seed in order:
+        for arm, steps in plan[model]:
+            line = record.find(f"{model} {arm}", settings_of(model, seed, arm, steps_per_epoch=steps))
+            if line is not None:
+                found.setdefault(model, {}).setdefault(arm, {})[seed] = line
+    print("test rsum and R-precision with people's positives; mean and 95% interval over seeds")
+    report(found)
     if picture:
-        plot(found, work, labels, picture)
-    if out:
-        shown = {
-            m: {a: {n: [v.mean, v.half] for n, v in line.items()} for a, line in by.items()} for m, by in lines.items()
-        }
-        write(out, json.dumps({"machine": machine, "summary": shown, "members": found}, indent=1))
+        plot(found, work, record, picture)
 
 
 if __name__ == "__main__":
