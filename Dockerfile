@@ -17,11 +17,14 @@ RUN apt-get update \
 # Into the system's Python, not a virtual environment: KubeRay's login shells would not have its bin in their PATH.
 ARG FAISS=cpu
 WORKDIR /opt/quintain
-COPY pyproject.toml requirements.lock README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
+COPY locks ./locks
 COPY miner ./miner
 COPY trainer ./trainer
 COPY pipelines ./pipelines
-RUN pip install --no-cache-dir --constraint requirements.lock ".[cluster,cloud,pretrained,${FAISS}]"
+# Nothing without a hash; then the project itself, which brings nothing along.
+RUN pip install --no-cache-dir --require-hashes --requirement "locks/${FAISS}.txt" \
+    && pip install --no-cache-dir --no-deps --no-build-isolation .
 
 RUN useradd --uid 1000 --user-group --create-home quintain \
     && mkdir /data \

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # faiss has one wheel for the CPU and one for NVIDIA GPUs, and a machine may hold only one of them.
 FAISS := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 
-.PHONY: help install demo test heavy lint docs lock clean-demo
+.PHONY: help install demo test heavy lint docs lock audit clean-demo
 
 help:
 	@echo "make demo   mine and train for several rounds on the bundled emoji set; ends with a table and runs/demo/report.html"
@@ -13,7 +13,8 @@ help:
 	@echo "make lint   ruff, mypy, import contracts"
 	@echo "make docs   the docs site, in site/; a broken link is an error"
 	@echo "make heavy  the long suites: every kill point, many bit flips"
-	@echo "make lock   write requirements.lock from what is installed"
+	@echo "make lock   write requirements.lock from what is installed, and locks/, with hashes, from that"
+	@echo "make audit  known vulnerabilities in what locks/ installs, where a database can be reached"
 
 install: $(VENV)/installed-$(FAISS)
 
@@ -49,6 +50,12 @@ lock:
 	{ echo "# Versions the project is tested with; 'make lock' writes this file."; \
 	  $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | grep -v '^faiss-'; \
 	  echo "faiss-cpu==1.15.1"; echo "faiss-gpu==1.15.1"; } > requirements.lock
+	for faiss in cpu gpu; do $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+	  --extra cluster --extra cloud --extra pretrained --extra build --extra $$faiss --constraint requirements.lock \
+	  --default-index https://pypi.org/simple --no-annotate --no-header --quiet --output-file locks/$$faiss.txt || exit 1; done
+
+audit: install
+	$(BIN)/python .ci/audit.py
 
 clean-demo:
 	rm -rf runs/demo

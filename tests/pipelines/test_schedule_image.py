@@ -7,8 +7,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
+LOCKS = ROOT / "locks"
 TEXT = (ROOT / "Dockerfile").read_text()
 KNOWN = {"FROM", "RUN", "ARG", "WORKDIR", "COPY", "USER", "ENV", "ENTRYPOINT", "CMD"}
 
@@ -45,7 +48,7 @@ def ignored(path: str) -> bool:
 
 def test_what_is_copied_is_there_and_not_ignored() -> None:
     copied = [source for rest in of("COPY") for source in rest.split()[:-1]]
-    assert {"pyproject.toml", "requirements.lock", "miner", "trainer", "pipelines"} <= set(copied)
+    assert {"pyproject.toml", "locks", "miner", "trainer", "pipelines"} <= set(copied)
     for source in copied:
         assert (ROOT / source).exists(), source
         assert not ignored(source), source
@@ -69,18 +72,46 @@ def test_package_data_gets_into_the_build(path: str) -> None:
     assert not ignored(path)
 
 
-def test_versions_are_those_of_the_lock_file_and_extras_exist() -> None:
+def test_nothing_is_installed_without_a_hash() -> None:
     (install,) = [rest for rest in of("RUN") if "pip install" in rest]
-    assert "--constraint requirements.lock" in install
-    assert "--no-cache-dir" in install
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    match = re.search(r"\.\[([\w,${}]+)\]", install)
-    assert match is not None
-    assert {name for name in match[1].split(",") if "$" not in name} <= set(extras)
+    first, own = (command.split() for command in install.replace("\\\n", " ").split("&&"))
+    assert {"--require-hashes", "--no-cache-dir", '"locks/${FAISS}.txt"'} <= set(first)
+    assert {"--no-deps", "--no-build-isolation", "--no-cache-dir", "."} <= set(own)
+    assert "FAISS=cpu" in of("ARG")
+    assert {path.name for path in LOCKS.iterdir()} == {"cpu.txt", "gpu.txt"}
+
+
+def locked(faiss: str) -> dict[str, tuple[str, str]]:
+    """Version and everything else that a lock says of a package, by its name."""
+    entries = re.split(r"\n(?=\S)", (LOCKS / f"{faiss}.txt").read_text().strip())
+    matches = [re.match(r"([\w.-]+)(?:\[[\w,-]+\])?==([\w.+]+)(.*)", entry, re.DOTALL) for entry in entries]
+    return {canonicalize_name(match[1]): (match[2], match[3]) for match in matches if match is not None}
+
+
+@pytest.mark.parametrize("faiss", ["cpu", "gpu"])
+def test_a_lock_has_hashes_the_tested_versions_and_all_that_the_image_needs(faiss: str) -> None:
+    found = locked(faiss)
+    assert len(found) > 100
+    for name, (_, rest) in found.items():
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", rest), name
+    tested = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line)
+    versions = {canonicalize_name(name): version for name, version in tested.items()}
+    assert {name: versions.get(name, version) for name, (version, _) in found.items()} == {
+        name: version for name, (version, _) in found.items()
+    }
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], "quintain[cluster,cloud,pretrained,build]", *extras[faiss]]
+    while wanted:
+        requirement = Requirement(wanted.pop())
+        if requirement.name == "quintain":
+            wanted += [each for extra in requirement.extras for each in extras[extra]]
+        else:
+            version, _ = found[canonicalize_name(requirement.name)]
+            assert requirement.specifier.contains(version), (requirement, version)
+    assert ({"faiss-cpu", "faiss-gpu"} & set(found)) == {f"faiss-{faiss}"}
     # KubeRay submits over the dashboard, which only Ray with its default extra has.
     assert any("default" in each for each in extras["cluster"])
-    assert {"cpu", "gpu"} <= set(extras)
-    assert "FAISS=cpu" in of("ARG")
 
 
 def test_it_runs_as_nobody_special_and_holds_no_secret() -> None:
