@@ -20,7 +20,7 @@ from tests.pipelines.buckets import SECRET
 from tests.pipelines.nodes import ROOT, kill
 
 _S3, _RAY = 5555, 6399
-_PATIENCE = 120
+_PATIENCE = 300
 # What a cluster needs whose links may be down for some minutes. A node that does not answer is not given up (by
 # default after about half a minute), and a node and its workers wait for a head that does not (by default a minute).
 RAY_SETTINGS = {

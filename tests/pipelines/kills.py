@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from tests.pipelines.faults import Fault, arm
+from tests.pipelines.mutants import MUTANTS
 
 ROOT = Path(__file__).parents[2]
 READS = ("read", "exists", "names", "local")
@@ -28,11 +29,14 @@ WRITES = ("create", "put", "forget", "scratch", "write", "remove", "sweep")
 
 
 class Warm:
-    """`with Warm() as warm: warm("run", ...)`. Commands run one after the other."""
+    """`with Warm() as warm: warm("run", ...)`. Commands run one after the other; a `mutant` lacks one of its checks."""
+
+    def __init__(self, mutant: str = "") -> None:
+        self._mutant = mutant
 
     def __enter__(self) -> Warm:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.pipelines.kills"],
+            [sys.executable, "-m", "tests.pipelines.kills", self._mutant],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -180,4 +184,6 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1]:
+        MUTANTS[sys.argv[1]]()
     _serve()

@@ -9,14 +9,14 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import ClassVar
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -33,6 +33,7 @@ from pipelines.best import BEST
 from pipelines.verification import verify
 from tests.pipelines.builders import raw_settings, write_toml, write_vectors
 from tests.pipelines.kills import Warm
+from tests.pipelines.mutants import MUTANTS
 
 _LOOSE = ("settings.json", "log.jsonl")
 _MANIFEST = "manifest.json"
@@ -55,11 +56,16 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    base = tmp_path_factory.mktemp("machine")
+    with benches(tmp_path_factory.mktemp("machine")) as bench:
+        yield bench
+
+
+@contextmanager
+def benches(base: Path, mutant: str = "") -> Iterator[Bench]:
     (base / "vectors").mkdir()
     write_vectors(base / "vectors", num=48)
     small = {"run": {"rounds": 1, "first_epochs": 1, "epochs": 1}, "fit": {"batch_size": 16}}
-    with Warm() as warm:
+    with Warm(mutant) as warm:
         for variant, k in enumerate((4, 5)):
             raw = raw_settings(
                 base / "vectors",
@@ -127,7 +133,7 @@ class Folder(RuleBasedStateMachine):
             self.killed(0, at, False)
             self.look()
             if self.kept:
-                self.damage(which, 3 * which)
+                self.damage(which, 3 * which, True)
         else:
             shutil.copytree(self.bench.undisturbed(begun), self.root)
             self.last = begun
@@ -174,9 +180,13 @@ class Folder(RuleBasedStateMachine):
         self.look()
 
     @precondition(lambda self: self.kept and len(self.damaged) < 2)
-    @rule(which=st.integers(0, 10**6), bit=st.integers(0, 10**9))
-    def damage(self, which: int, bit: int) -> None:
+    @rule(which=st.integers(0, 10**6), bit=st.integers(0, 10**9), late=st.booleans())
+    def damage(self, which: int, bit: int, late: bool) -> None:
+        """`late`: of what was made last, which the work that is left is most likely to read."""
         names = sorted(set(self.kept) - set(self.damaged))
+        if late:
+            newest = sorted({name.rpartition("/")[0] for name in names}, key=self._made)[-4:]
+            names = [name for name in names if name.rpartition("/")[0] in newest]
         self._flip(names[which % len(names)], bit)
 
     @precondition(lambda self: (self.root / "settings.json").exists())
@@ -257,6 +267,14 @@ class Folder(RuleBasedStateMachine):
         """Whether a damaged file of no artifact is still as it was damaged."""
         return (self.root / name).exists() and (self.root / name).read_bytes() == self.flipped[name]
 
+    def _made(self, folder: str) -> int:
+        manifest = self.root / folder / _MANIFEST
+        return manifest.stat().st_mtime_ns if manifest.exists() else 0
+
+    def _made(self, folder: str) -> int:
+        manifest = self.root / folder / _MANIFEST
+        return manifest.stat().st_mtime_ns if manifest.exists() else 0
+
     def _said_to_be_for(self) -> int | None:
         """Whose settings the folder holds; None where nobody can tell."""
         path = self.root / "settings.json"
@@ -282,7 +300,7 @@ def _state(root: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in root.rglob("*")}
 
 
-def _played(bench: Bench, examples: int, steps: int) -> None:
+def _played(bench: Bench, examples: int, steps: int, *, shrink: bool = True) -> None:
     Folder.bench = bench
     profile = settings(
         max_examples=examples,
@@ -292,6 +310,7 @@ def _played(bench: Bench, examples: int, steps: int) -> None:
         database=None,
         suppress_health_check=list(HealthCheck),
         print_blob=False,
+        phases=[Phase.generate, *([Phase.shrink] if shrink else [])],
     )
     run_state_machine_as_test(Folder, settings=profile)
 
@@ -305,3 +324,10 @@ def test_many_histories_of_a_folder(bench: Bench, capsys: pytest.CaptureFixture[
     _played(bench, examples=60, steps=15)
     with capsys.disabled():
         print(f"\n60 histories of up to 15 steps: {dict(Folder.count)}")
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_histories_find_a_check_that_is_gone(mutant: str, tmp_path: Path) -> None:
+    with benches(tmp_path, mutant) as bench, pytest.raises(AssertionError):
+        _played(bench, examples=60, steps=15, shrink=False)
