@@ -1,4 +1,4 @@
-"""Stages on a Ray cluster: encode and mine by pools of actors, fit through Ray Train, the rest as tasks.
+"""Stages on a Ray cluster: what lies between trainings by a pool of actors, fit through Ray Train, the rest as tasks.
 
 Ray moves names, not data: a worker gets a few strings, writes its part to the run's store and returns the part's
 record. A run folder must therefore be visible under the same path on every node. An object store is read and written by
@@ -21,7 +21,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from miner.artifacts.errors import QuintainError, Retryable
 from miner.artifacts.manifest import Artifact, FileRecord
 from miner.artifacts.object_errors import StoreUnreachable
-from pipelines.executors.ray_actor import Shape, hide_gpus, title, unless_given_up
+from pipelines.executors.ray_actor import Shape, hide_gpus, run_name, title, unless_given_up
 from pipelines.executors.ray_fit import fit
 from pipelines.executors.ray_pool import Pool
 from pipelines.jobs import Task, artifact_at, job_of
@@ -70,7 +70,7 @@ class RayExecutor:
             raise Retryable(f"no Ray cluster at {where}: {_first_line(failed)}") from failed
         gpus = _resource("GPU")
         self.parallel = max(int(gpus), 1) if gpus else self.workers
-        self._pool: tuple[tuple[int, str], Pool] | None = None
+        self._pool: Pool | None = None
         self._given_up = Event()
 
     def gpus_of(self, stage: Stage) -> int:
@@ -84,7 +84,7 @@ class RayExecutor:
             try:
                 return artifact_at(task.draft.store, self._execute(task, progress))
             except BaseException as failed:  # an interrupt too: the actors would hold what comes next
-                if task.stage.branch == "refresh":
+                if self._pooled(task):
                     self.rest()
                 wrong = _wrong(failed, task)
                 if wrong is failed:
@@ -96,7 +96,7 @@ class RayExecutor:
 
     def rest(self) -> None:
         if self._pool is not None:
-            self._pool[1].close()
+            self._pool.close()
             self._pool = None
 
     def give_up(self) -> None:
@@ -108,13 +108,12 @@ class RayExecutor:
     def _execute(self, task: Task, progress: Progress) -> str:
         """Do the work. The prefix of what was committed."""
         stage = task.stage
-        if stage.unit == "shard" and not self.many:
+        if self._pooled(task):
             pool = self._pool_for(task)
-            for done, _ in enumerate(pool.parts(task, progress), start=1):
-                progress.advance(done)
+            if stage.unit == "shard":
+                for done, _ in enumerate(pool.parts(task, progress), start=1):
+                    progress.advance(done)
             return pool.finish(task, progress)
-        if stage.branch == "refresh":
-            self.rest()  # it would hold what this work needs
         gpu = self._gpu(stage)
         if stage.work == "fit":
             cpus = min(task.settings.threads, self.workers)
@@ -131,28 +130,25 @@ class RayExecutor:
             unless_given_up(self._given_up, task)
         return str(ray.get(committed))
 
+    def _pooled(self, task: Task) -> bool:
+        """Whether actors do it, which stay for what comes next. They hold what a training needs, so that only what is
+        done between two trainings, or beside one, is for them."""
+        between = task.stage.work == "evaluate" and task.settings.run.refresh == "sync"
+        return not self.many and (task.stage.branch == "refresh" or between)
+
     def _pool_for(self, task: Task) -> Pool:
-        """The actors of this kind of work in this round: what they opened for one side serves the other."""
-        key = (task.stage.round, task.stage.work)
-        if self._pool is None or self._pool[0] != key:
+        """The actors there are, if they take what this work asks for; else new ones."""
+        asked: ActorConfig = getattr(self.config, task.stage.work, ActorConfig())
+        gpus = float(self._gpu(task.stage)) if asked.gpus is None else asked.gpus
+        shape, beside = Shape(asked.cpus, gpus), self._beside(task)
+        if self._pool is None or (self._pool.shape, self._pool.beside) != (shape, beside):
             self.rest()
-            asked: ActorConfig = getattr(self.config, task.stage.work, ActorConfig())
-            gpus = float(self._gpu(task.stage)) if asked.gpus is None else asked.gpus
             joined = bool(self.config.address)
             limit = self.config.workers if joined else self.workers
-            self._pool = (
-                key,
-                Pool(
-                    task,
-                    Shape(asked.cpus, gpus),
-                    limit,
-                    self.config.patience,
-                    self._given_up,
-                    joined=joined,
-                    beside=self._beside(task),
-                ),
+            self._pool = Pool(
+                run_name(task), shape, limit, self.config.patience, self._given_up, joined=joined, beside=beside
             )
-        return self._pool[1]
+        return self._pool
 
     def _beside(self, task: Task) -> Shape | None:
         """What the training that goes on beside this work takes of a node."""

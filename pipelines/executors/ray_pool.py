@@ -25,7 +25,6 @@ from pipelines.executors.ray_actor import (
     Shards,
     lost_with_node,
     nodes_up,
-    run_name,
     seen,
     title,
     unless_given_up,
@@ -52,7 +51,7 @@ class _Actor:
 
 
 class Pool:
-    """The actors of a kind of work in one round: `<run>/r3/mine`.
+    """Actors of one shape, `<run>/1 CPU/7`; what one is at is called `<run>/r3/mine-i2t`.
 
     At most `limit` at once (0: as many as there is room for), and no more than leave room for what is `beside` them,
     the training of the same round, on whichever node would lose most by it. Where no node of the cluster could hold
@@ -61,7 +60,7 @@ class Pool:
 
     def __init__(
         self,
-        task: Task,
+        run: str,
         shape: Shape,
         limit: int,
         patience: float,
@@ -70,7 +69,7 @@ class Pool:
         joined: bool,
         beside: Shape | None,
     ) -> None:
-        self.name = f"{run_name(task)}/r{task.stage.round}/{task.stage.work}"
+        self.name = f"{run}/{shape}"
         self.shape, self.limit, self.patience, self.joined = shape, limit, patience, joined
         self.beside, self._given_up = beside, given_up
         self._actors: list[_Actor] = []
