@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.cli import interrupted
+
 ROOT = Path(__file__).parents[2]
 # Rates of a part a second or faster, for what is drawn in between hangs on the clock.
 STAGES = """
@@ -102,3 +104,9 @@ def test_a_terminal_that_cannot_move_its_cursor_has_lines() -> None:
     shown = on_a_terminal(120, TERM="dumb")
     assert "\x1b" not in shown
     assert "r1/encode-image: settings of [mine] changed, which is a reason of some length" in lines(shown)
+
+
+def test_ctrl_c_ends_with_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt), interrupted():
+        raise KeyboardInterrupt
+    assert "interrupted: what is finished is kept, and the same command goes on from there." in capsys.readouterr().err
