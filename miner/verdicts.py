@@ -30,7 +30,7 @@ from miner.artifacts.errors import BadInput
 from miner.artifacts.pairs import Direction, Pairs, Within, sides
 from miner.judged import Judged
 
-__all__ = ["DIRECTIONS", "NOTHING", "VERDICTS", "Verdicts", "judged", "lines", "read_verdicts"]
+__all__ = ["DIRECTIONS", "NOTHING", "VERDICTS", "Verdicts", "judged", "left_out", "lines", "read_verdicts"]
 
 Rows = npt.NDArray[np.int64]
 
@@ -99,11 +99,16 @@ def judged(path: Path, pairs: Pairs, direction: Direction | Within) -> Judged:
     }
     pair = list(zip(found.anchors.tolist(), found.negatives.tolist(), strict=True))
     kept = np.array([each not in own for each in pair], dtype=bool)
-    notes = [f"{found.unknown} verdicts name other items and were left out"] if found.unknown else []
+    notes = [left_out(found.unknown)] if found.unknown else []
     if not kept.all():
         notes.append(f"{(~kept).sum()} verdicts are on positives and were left out")
     match = found.verdict == VERDICTS.index("false_negative")
     return Judged(found.anchors[kept], found.negatives[kept], match[kept], tuple(notes))
+
+
+def left_out(unknown: int) -> str:
+    """What is said of verdicts about other items."""
+    return f"{unknown} verdict{'s are' if unknown > 1 else ' is'} about other items and left out"
 
 
 def lines(path: Path) -> dict[str, list[str]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from pipelines.stop import Stop
     from pipelines.trackers import About
 
-__all__ = ["main"]
+__all__ = ["interrupted", "main"]
 
 _EXAMPLES = """
 \b
@@ -123,7 +124,7 @@ def run(run_file: Path | None, log_json: str | None, **options: Any) -> None:
     from pipelines.trackers._watch import open_watch
 
     settings, store = _settings(run_file, **options)
-    with only_writer(store) as check, ExitStack() as ends:
+    with interrupted(), only_writer(store) as check, ExitStack() as ends:
         progress = open_progress()
         ends.callback(progress.close)
         executors = ends.enter_context(ExitStack())  # closed after the watch, which tells Ray's metrics too
@@ -226,6 +227,16 @@ def _log_json(path: str | None) -> list[tuple[str, Any]]:
     if path is None:
         return []
     return [("json_lines", Config(path=path if path == "-" else str(Path(path).resolve())))]
+
+
+@contextmanager
+def interrupted() -> Iterator[None]:
+    """Say after Ctrl-C how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo("\ninterrupted: what is finished is kept, and the same command goes on from there.", err=True)
+        raise
 
 
 def _say_stop(stop: Stop | None) -> None:

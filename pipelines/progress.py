@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 from miner.artifacts.pace import Pace
 
 __all__ = ["Lines", "Progress", "open_progress"]
+
+_ROOM = 80  # columns of a terminal that has room for a bar
 
 
 class Progress(Protocol):
@@ -86,35 +89,41 @@ class Lines(_TellsEpochs):
 
 
 class _Bars(_TellsEpochs):
-    """A bar per stage, with rate and time left; finished stages stay as lines above it."""
+    """A bar per stage, with rate and time left; finished stages stay as lines above it.
+
+    One line of the terminal's width: what does not fit is cut at its end, the note first; the bar is for wider ones.
+    """
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bars
+        from rich.table import Column
 
+        console = Console(stderr=True, emoji=False)
+        drawn: list[ProgressColumn] = []
+        if console.width >= _ROOM:
+            drawn = [BarColumn(bar_width=24 if console.width >= 1.5 * _ROOM else 10), TimeElapsedColumn()]
+        said = Column(no_wrap=True, overflow="ellipsis", ratio=1)
         self._bars = Bars(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=Console(stderr=True),
+            TextColumn("{task.description}", markup=False),
+            *drawn,
+            TextColumn("{task.fields[said]}", markup=False, table_column=said),
+            console=console,
             transient=True,
+            expand=True,
         )
         self._bars.start()
         self._task: TaskID | None = None
-        self._name = ""
+        self._name, self._total, self._unit, self._pace = "", 0, "", Pace()
 
     def start(self, name: str, total: int, unit: str, why: str) -> None:
-        self._name = name
-        self._task = self._bars.add_task(name, total=total, unit=f"{unit}s", note=why)
+        self._name, self._total, self._unit, self._pace = name, total, f"{unit}s", Pace()
+        self._task = self._bars.add_task(name, total=total, said=self._said(0, why))
 
     def advance(self, done: int, note: str = "") -> None:
         if self._task is not None:
-            self._bars.update(self._task, completed=done, note=note)
+            self._bars.update(self._task, completed=done, said=self._said(done, note))
 
     def finish(self, seconds: float, note: str = "") -> None:
         if self._task is not None:
@@ -128,7 +137,12 @@ class _Bars(_TellsEpochs):
     def close(self) -> None:
         self._bars.stop()
 
+    def _said(self, done: int, note: str) -> str:
+        pace = self._pace.said(done, self._total, self._unit)
+        return f"{done}/{self._total} {self._unit}{pace}" + (f"; {note}" if note else "")
+
 
 def open_progress() -> Progress:
-    """Bars when stderr is a terminal, lines otherwise."""
-    return _Bars() if sys.stderr.isatty() else Lines()
+    """Bars where stderr is a terminal that can move its cursor, lines otherwise."""
+    moves = sys.stderr.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
+    return _Bars() if moves else Lines()

@@ -115,7 +115,9 @@ def run_file(found: Found, folder: Path) -> str:
         "[fit]",
         _set("batch_size", min(128, max(2, pairs.num_pairs // 20)), "pairs per step"),
         _set("lr", 2e-4 if large else 1e-3),
-        _set("lr_schedule", "cosine"),
+        _set(
+            "lr_schedule", "cosine", "down to 0 in the last round: with other `rounds` or `epochs` all is trained anew"
+        ),
         _set("threads", threads, "part of the result: another number gives other bits"),
         "",
         "# Which negatives are kept. `default` drops the quarter that looks most like what belongs to the anchor, for",

@@ -113,10 +113,11 @@ def test_every_shell_has_a_script_and_a_tab_imports_nothing_heavy(program, tmp_p
 
 
 def test_a_pace_tells_the_rate_and_the_time_left():
-    now = iter([0.0, 10.0, 20.0, 5_000.0])
+    now = iter([0.0, 10.0, 20.0, 5_000.0, 90_000.0])
     pace = Pace(lambda: next(now))
     assert pace.said(100, 1000, "images") == ""  # what was there already says nothing of the rate
     assert pace.said(300, 1000, "images") == ", 20.0 images/s, 35 s left"
     assert pace.said(200, 20_000_000, "images") == ", 5.0 images/s, 1111 h 6 min left"
     assert pace.said(1000, 1000, "images") == ", 0.2 images/s"
+    assert pace.said(1100, 1200, "images") == ", 0.7 images/min, 2 h 30 min left"
     assert span(124) == "2 min 4 s"

@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from miner.artifacts.errors import BadInput, DamagedArtifact
-from miner.artifacts.manifest import Artifact, Draft, canonical_json, open_artifact
+from miner.artifacts.errors import DamagedArtifact
+from miner.artifacts.manifest import Artifact, Draft, canonical_json, check_kind, open_artifact
 from trainer import models
 from trainer.text import Tokenizer, tokenizer_from_json
 
@@ -94,10 +94,7 @@ class Checkpoint:
     @classmethod
     def open(cls, artifact: Artifact) -> Checkpoint:
         """Read and verify. Raises DamagedArtifact for changed bytes, BadInput for another kind or an unknown model."""
-        if artifact.manifest.kind != CHECKPOINT:
-            raise BadInput(
-                f"{artifact.where}: this is a {artifact.manifest.kind!r} artifact, but 'checkpoint' was expected."
-            )
+        check_kind(artifact, CHECKPOINT)
         try:
             about = json.loads(artifact.read("model.json"))
             weights, state = load(artifact.read("weights.safetensors")), load(artifact.read("state.safetensors"))

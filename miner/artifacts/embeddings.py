@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from miner.artifacts.errors import BadInput, DamagedArtifact
 from miner.artifacts.ids import Ids
-from miner.artifacts.manifest import Artifact, Draft, FileRecord
+from miner.artifacts.manifest import Artifact, Draft, FileRecord, check_kind
 from miner.artifacts.pairs import Side
 
 __all__ = ["EMBEDDINGS", "Embeddings", "check_vectors", "commit_embeddings", "npy_bytes", "part_name", "shard_ranges"]
@@ -114,8 +114,7 @@ class Embeddings:
         import pyarrow.parquet as pq
 
         manifest = artifact.manifest
-        if manifest.kind != EMBEDDINGS:
-            raise BadInput(f"{artifact.where}: this is a {manifest.kind!r} artifact, but {EMBEDDINGS!r} was expected.")
+        check_kind(artifact, EMBEDDINGS)
         ids = Ids(pq.ParquetFile(pa.BufferReader(artifact.read("ids.parquet"))).read()["id"])
         names = sorted(name for name in manifest.files if name.startswith("part-"))
         parts = tuple(np.load(artifact.path(name), mmap_mode="r", allow_pickle=False) for name in names)

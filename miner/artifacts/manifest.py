@@ -30,6 +30,7 @@ __all__ = [
     "FileRecord",
     "Manifest",
     "canonical_json",
+    "check_kind",
     "digest_file",
     "find_artifact",
     "input_key",
@@ -38,6 +39,13 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 _FORMAT = "quintain/1"
+_MADE_BY = {
+    "candidates": "candidates/ in the folder that `miner mine --rule ... --out` wrote",
+    "checkpoint": "the folder that `trainer fit --out` wrote, or best/ in a run's folder",
+    "embeddings": "image/ or text/ in the folder that `trainer encode --out` wrote",
+    "index": "the folder that `miner build-index --out` wrote",
+    "negatives": "i2t/ or t2i/ in the folder that `miner mine --out` wrote",
+}
 _BASENAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
@@ -166,10 +174,20 @@ def open_artifact(path: Path, kind: str) -> Artifact:
     """The artifact in folder `path`. Raises BadInput when there is none or it is of another kind."""
     artifact = find_artifact(LocalStore(path), ".")
     if artifact is None:
-        raise BadInput(f"{path}: no {kind} artifact here ({MANIFEST} is missing); give the folder a command wrote to.")
-    if artifact.manifest.kind != kind:
-        raise BadInput(f"{path}: this is a {artifact.manifest.kind!r} artifact, but {kind!r} was expected.")
+        raise BadInput(f"{path}: no {kind} artifact here ({MANIFEST} is missing); give {_place(kind)}.")
+    check_kind(artifact, kind)
     return artifact
+
+
+def check_kind(artifact: Artifact, kind: str) -> None:
+    """Raises BadInput for an artifact of another kind."""
+    if (found := artifact.manifest.kind) != kind:
+        raise BadInput(f"{artifact.where}: this is a {found!r} artifact, not a {kind!r} one; give {_place(kind)}.")
+
+
+def _place(kind: str) -> str:
+    """Which folder holds an artifact of this kind, by the command that wrote it."""
+    return _MADE_BY.get(kind, "the folder a command wrote to")
 
 
 @dataclass(frozen=True)

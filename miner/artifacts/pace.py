@@ -16,7 +16,8 @@ class Pace:
         self._began: tuple[float, float] | None = None
 
     def said(self, done: float, total: float, items: str) -> str:
-        """`, 31.5 images/s, 2 min 4 s left`; nothing before there is a rate, and at the end the rate alone."""
+        """`, 31.5 images/s, 2 min 4 s left`, or slower, `, 1.2 epochs/min, 3 min 0 s left`; nothing before there is a
+        rate, and at the end the rate alone."""
         now = self._clock()
         if self._began is None:
             self._began = now, done
@@ -25,7 +26,14 @@ class Pace:
             return ""
         rate = (done - before) / (now - since)
         left = f", {span((total - done) / rate)} left" if done < total else ""
-        return f", {rate:,.1f} {items}/s{left}"
+        return f", {_rate(rate, items)}{left}"
+
+
+def _rate(rate: float, items: str) -> str:
+    """In the unit that leaves a figure to read: a rate of 0.0 a second says nothing."""
+    units = ((1.0, "s"), (60.0, "min"), (3600.0, "h"))
+    seconds, unit = next((found for found in units if rate * found[0] >= 0.1), units[-1])
+    return f"{rate * seconds:,.1f} {items}/{unit}"
 
 
 def span(seconds: float) -> str:

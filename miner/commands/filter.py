@@ -307,8 +307,8 @@ def _candidates(
     }
     if not found:
         raise BadInput(
-            f"{source}: no candidates here; give a folder that holds {' or '.join(_DIRECTIONS[:2])}, as searching for "
-            "candidates wrote them."
+            f"{source}: no candidates here; give the folder that holds {' or '.join(_DIRECTIONS[:2])}: OUT/candidates "
+            "of `miner mine --rule ... --out OUT`."
         )
     if direction is not None and direction not in found:
         raise BadInput(f"{source}: no candidates of {direction}, only of {', '.join(found)}; search that direction.")

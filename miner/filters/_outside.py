@@ -89,7 +89,10 @@ def _with_numbers(path: Path, schema: Any) -> Any:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
-            record = json.loads(line)
+            try:
+                record = json.loads(line)
+            except ValueError as broken:
+                raise ValueError(f"line {number} is no JSON; mend or remove it") from broken
             if not isinstance(record, dict):
                 raise ValueError(f"line {number} is not an object")
             for name, values in found.items():

@@ -111,10 +111,12 @@ def test_tables_are_read_as_the_lines_are(problem, tmp_path, form):
     assert one.anchors.tolist() == other.anchors.tolist()
 
 
+LINE = {"direction": "i2t", "anchor_id": "1", "negative_id": "2", "verdict": "fine"}
 BAD = {
     "empty": ("", "cannot be read"),
     "no line": ("direction,anchor_id,negative_id,verdict\n", "no verdict is in it"),
     "cut": ('{"direction": "i2t", "anchor_id": "1", "neg', "cannot be read"),
+    "cut at the end": (f"{json.dumps(LINE)}\n{json.dumps(LINE)[:-9]}", "line 2 is no JSON; mend or remove it"),
     "another word": ("direction,anchor_id,negative_id,verdict\ni2t,1,2,wrong\n", "row 1 has verdict 'wrong'"),
     "another way": ("direction,anchor_id,negative_id,verdict\ni2x,1,2,fine\n", "row 1 has direction 'i2x'"),
     "no column": ("anchor_id,negative_id,verdict\n1,2,fine\n", "found the columns"),
@@ -125,7 +127,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_files_of_no_use_are_refused(problem, tmp_path, name):
     text, sentence = BAD[name]
-    path = tmp_path / ("v.jsonl" if name in ("cut", "empty") else "v.csv")
+    path = tmp_path / ("v.jsonl" if name in ("cut", "cut at the end", "empty") else "v.csv")
     path.write_text(text)
     with pytest.raises(BadInput, match=sentence):
         read_verdicts(path, problem(seed=1).pairs, "i2t")
@@ -138,6 +140,24 @@ def test_a_file_about_the_other_direction_alone_drops_nothing(problem, tmp_path)
     candidates = searched(given, "t2i", N, tmp_path / "candidates")
     found = selection(given, candidates, [f"verdicts:file={path}"], K)
     assert not any(selected(found)[1].values())
+
+
+def test_filter_says_how_many_verdicts_are_about_other_items(problem, tmp_path):
+    given = problem(seed=1)
+    folder, pairs = given.write(tmp_path / "vectors"), given.pairs
+    mined = ["mine", folder, "--k", 5, "--num-candidates", 12, "--out", tmp_path / "mined"]
+    assert CliRunner().invoke(main, list(map(str, mined))).exit_code == 0
+    known = ("i2t", pairs.image_ids[0], pairs.text_ids[-1], "too_easy")
+    said = ["filter", folder, "--candidates", tmp_path / "mined" / "candidates", "--k", 5]
+    for name, rows, count in (
+        ("all", [known], 0),
+        ("one", [known, ("i2t", "gone", "too", "fine")], 1),
+    ):
+        path = write(tmp_path / f"{name}.jsonl", rows)
+        asked = [*said, "--rule", f"verdicts:file={path}", "--out", tmp_path / name]
+        done = CliRunner().invoke(main, list(map(str, asked)))
+        assert done.exit_code == 0, done.output
+        assert done.output.count(f"warning: {path}: 1 verdict is about other items and left out") == count
 
 
 def test_filter_and_calibrate_by_the_same_file(problem, tmp_path):

@@ -240,6 +240,19 @@ def test_verdicts_are_kept_exported_taken_back_and_read_again(chromium: Any, htm
     seen.close()
 
 
+def test_two_tabs_of_one_page_keep_both_verdicts(chromium: Any, html: Path) -> None:
+    seen = Seen(chromium, html)
+    other = seen.context.new_page()
+    other.goto(html.as_uri())
+    other.wait_for_selector("html[data-ready=yes]")
+    seen.page.locator("#detail .tile >> nth=0 >> button").nth(0).click()
+    expect(other.locator("#verdict-count")).to_contain_text("1 verdict: 1 false negative")
+    other.locator("#detail .tile >> nth=1 >> button").nth(1).click()
+    seen.page.reload()
+    expect(seen.page.locator("#verdict-count")).to_contain_text("2 verdicts: 1 false negative, 1 fine")
+    seen.close()
+
+
 def test_exported_verdicts_change_the_next_mined_table(chromium: Any, tmp_path: Path) -> None:
     """From vectors to a page, by clicks to a file, and with it through `miner filter`."""
     random = np.random.default_rng(0)

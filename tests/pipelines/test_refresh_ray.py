@@ -78,6 +78,7 @@ def test_an_interrupt_ends_both_damage_the_training_poison_the_refresh(base: Pat
     os.kill(process.pid, signal.SIGINT)
     assert process.wait(_DEADLINE) == 1
     assert said(root).splitlines()[-1] == "Aborted!"
+    assert "the same command goes on from there" in said(root)
     assert "Traceback" not in said(root)
 
     (table,) = (root / "rounds").glob("001/mine-t2i/*/negatives.parquet")

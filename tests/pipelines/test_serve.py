@@ -282,3 +282,33 @@ def test_a_browser_saves_directly_and_finds_what_was_saved(tmp_path: Path) -> No
     assert line["verdict"] == "false_negative"
     assert pairs.image_ids.rows([line["anchor_id"]])[0] >= 0
     assert pairs.text_ids.rows([line["negative_id"]])[0] >= 0
+
+
+@needs_browser
+def test_what_did_not_reach_the_server_goes_later_and_much_goes_in_parts(tmp_path: Path) -> None:
+    from playwright.sync_api import expect
+
+    path, given = tmp_path / "verdicts.jsonl", tmp_path / "given.jsonl"
+    said = {"direction": "i2t", "verdict": "too_easy"}
+    lines = [{**said, "anchor_id": "a" * 500, "negative_id": f"{row:0500d}"} for row in range(300)]
+    given.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {**lines[0], "direction": "x"}]))
+    with serving(page_of(served=True).encode(), path) as server, browser() as chromium:
+        seen = Seen(chromium, server.url)
+        page, status = seen.page, seen.page.locator("#verdict-status")
+        page.route("**/verdicts", lambda route: route.abort())
+        page.locator("#detail .tile >> nth=0 >> button").nth(0).click()
+        expect(status).to_contain_text("1 verdict will be sent with the next one; export all")
+        assert not path.exists()
+        page.unroute("**/verdicts")
+        page.locator("#detail .tile >> nth=1 >> button").nth(1).click()
+        expect(status).to_have_text("saved")
+        page.set_input_files("#verdict-import", given)
+        expect(status).to_contain_text("300 verdicts read, 1 line that is none")
+        for _ in range(200):
+            if server.saved == 302:
+                break
+            page.wait_for_timeout(50)
+        seen.close()
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["verdict"] for line in found[:2]] == ["false_negative", "fine"]
+    assert [line["negative_id"] for line in found[2:]] == [line["negative_id"] for line in lines]

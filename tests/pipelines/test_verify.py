@@ -174,6 +174,9 @@ def test_a_place_without_a_run(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "nowhere"):
         result = pipelines("verify", place)
         assert (result.exit_code, "nothing is here" in result.output) == (3, True)
+    (tmp_path / "photo.txt").write_text("no run wrote this")
+    result = pipelines("verify", tmp_path)
+    assert (result.exit_code, "no artifact is here" in result.output) == (3, True)
 
 
 def test_in_an_object_store(finished_run: Path, request: pytest.FixtureRequest) -> None:

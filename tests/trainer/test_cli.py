@@ -175,7 +175,8 @@ def test_tables_of_other_pairs_are_refused(vectors: Path, toys: SimpleNamespace,
     ]
     assert "other pairs" in run(*base, negatives, code=3).output
     assert "no such folder" in run(*base, tmp_path / "nowhere", code=3).output
-    assert "no negatives artifact here" in run(*base, tmp_path, code=3).output
+    assert "no negatives artifact here" in (said := run(*base, tmp_path, code=3).output)
+    assert "`miner mine --out` wrote" in said
     table = negatives / "i2t" / "negatives.parquet"
     table.write_bytes(table.read_bytes()[:-1] + b"x")
     base[2] = str(other)

@@ -201,7 +201,9 @@ def test_bad_input_gets_a_sentence(folder: Path, arguments: list[str], code: int
 def test_wrong_checkpoints_get_a_sentence(folder: Path, toys: SimpleNamespace, tmp_path: Path) -> None:
     assert "Missing option '--checkpoint'" in run(*base(folder), code=2).output
     assert "the same model twice" in run(*base(folder, "a", "a"), code=3).output
-    assert "no checkpoint artifact here" in run(*base(folder, "a", "nowhere"), code=3).output
+    said = run(*base(folder, "a", "nowhere"), code=3).output
+    assert "no checkpoint artifact here" in said
+    assert "`trainer fit --out` wrote, or best/ in a run's folder" in said
     other = toys.write_vectors(tmp_path / "wide", 60, 13)
     run("fit", "--data", other, "--epochs", 1, "--out", tmp_path / "wide-model", "--settings", folder / "small.toml")
     asked = [*base(folder, "a"), "--checkpoint", tmp_path / "wide-model"]

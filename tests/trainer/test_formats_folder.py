@@ -156,7 +156,7 @@ HEAD = "image,caption,split\n"
         (write("captions.csv", HEAD + ",cat,train\n"), {}, "line 2: no picture is named in the column 'image'"),
         (write("captions.csv", HEAD + "a.png,a cat, black,train\n"), {}, "line 2: more columns than the first"),
         (write("captions.csv", HEAD + "a.png,cat,trian\n"), {}, "line 2: split 'trian'; it must be one of"),
-        (write("captions.csv", HEAD + "a.png,cat,test\n"), {}, r"no pair in split 'train' \(pairs found: .*test 1\)"),
+        (write("captions.csv", HEAD + "a.png,cat,test\n"), {}, r"'train' \(pairs found: .*test 1\)\. Say in a column"),
         (write("captions.csv", HEAD + "../a.png,cat,train\n"), {}, "is refused"),
         (write("captions.csv", HEAD + "z.png,cat,train\n"), {}, "1 of 1 pictures cannot be read"),
         (write("captions.csv", HEAD.encode() + b"a.png,\xff,train\n"), {}, "not UTF-8"),

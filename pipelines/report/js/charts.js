@@ -21,7 +21,7 @@ function colours() {
     probe.style.color = `var(${name})`;
     return getComputedStyle(probe).color;
   };
-  const found = { ink: resolve("--ink"), soft: resolve("--soft"), rule: resolve("--rule"), lines: [] };
+  const found = { ink: resolve("--ink"), soft: resolve("--soft"), rule: resolve("--rule"), paper: resolve("--paper"), lines: [] };
   for (let at = 0; at < 10; at += 1) found.lines.push(resolve(`--c${at}`));
   probe.remove();
   return found;
@@ -61,7 +61,7 @@ function figure(chart, palette) {
   }));
   const names = chart.marks.map((mark, at) => ({
     x: mark.x, yref: "paper", y: 1 - (at % 4) * 0.09, text: mark.label.replaceAll("&", "&amp;").replaceAll("<", "&lt;"),
-    showarrow: false, xanchor: mark.x > middle ? "right" : "left", xshift: mark.x > middle ? -3 : 3, font: { size: 10, color: palette.soft },
+    showarrow: false, bgcolor: palette.paper, xanchor: mark.x > middle ? "right" : "left", xshift: mark.x > middle ? -3 : 3, font: { size: 10, color: palette.soft },
   }));
   const sparse = chart.round || chart.x === "epoch";
   const whole = sparse ? { dtick: range[1] - range[0] > 12 ? null : 1, tickformat: "d" } : { range };

@@ -5,6 +5,8 @@ const VERDICTS = [
   ["too_easy", "too easy", "3"],
 ];
 
+const DIRECTIONS = ["i2t", "t2i", "i2i", "t2t"];
+
 class Verdicts {
   constructor(run, served) {
     this.served = served;
@@ -13,7 +15,16 @@ class Verdicts {
     this.changed = () => {};
     this.failed = () => {};
     this.saving = Promise.resolve();
-    if (!served) this.remembered();
+    this.waiting = []; // lines that the server has not taken yet
+    if (served) return;
+    this.remembered();
+    // Another tab of this page keeps its verdicts in the same place.
+    window.addEventListener("storage", (event) => {
+      if (event.key !== this.name && event.key !== null) return;
+      this.lines.clear();
+      this.remembered();
+      this.changed();
+    });
   }
 
   key(direction, anchor, negative) {
@@ -51,7 +62,7 @@ class Verdicts {
       try {
         const { direction, anchor_id, negative_id, verdict, at } = JSON.parse(line);
         const strings = [direction, anchor_id, negative_id].every((each) => typeof each === "string" && each);
-        if (!strings || !known.has(verdict)) throw new Error("not a verdict");
+        if (!strings || !known.has(verdict) || !DIRECTIONS.includes(direction)) throw new Error("not a verdict");
         lines.push({ direction, anchor_id, negative_id, verdict, ...(typeof at === "string" ? { at } : {}) });
       } catch {
         wrong += 1;
@@ -88,16 +99,27 @@ class Verdicts {
     this.changed();
   }
 
+  // What did not reach the server goes with the next lines; what it will never take does not.
   async save(lines) {
-    const most = 200;
+    let most = 200;
+    const late = this.waiting.length > 0;
+    this.waiting.push(...lines);
     try {
-      for (let start = 0; start < lines.length; start += most) {
-        const body = lines.slice(start, start + most).map((line) => `${JSON.stringify(line)}\n`).join("");
+      while (this.waiting.length) {
+        const part = this.waiting.slice(0, most);
+        const body = part.map((line) => `${JSON.stringify(line)}\n`).join("");
         const answer = await fetch("verdicts", { method: "POST", headers: { "Content-Type": "application/jsonl" }, body });
-        if (!answer.ok) throw new Error(await answer.text());
+        if (answer.status === 413 && part.length > 1) {
+          most = Math.ceil(part.length / 2);
+          continue;
+        }
+        if (answer.ok || answer.status === 400 || answer.status === 413) this.waiting.splice(0, part.length);
+        if (!answer.ok) throw new Error((await answer.text()).trim());
       }
+      if (late) this.failed("saved");
     } catch (error) {
-      this.failed(`not saved: ${error.message}`);
+      const left = this.waiting.length ? ` ${plural(this.waiting.length, "verdict")} will be sent with the next one; export all before you leave this page.` : "";
+      this.failed(`not saved: ${error.message}.${left}`);
     }
   }
 
