@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
@@ -16,7 +17,7 @@ from pipelines.staleness import stale_steps
 from pipelines.stop import Stop, decide
 from pipelines.summary import overlap
 
-__all__ = ["dev_rsums", "gpu_hours", "overlaps", "stop_of", "table_figures"]
+__all__ = ["dev_rsums", "gpu_hours", "gpu_hours_by_stage", "overlaps", "stop_of", "table_figures"]
 
 
 def dev_rsums(steps: Sequence[Step]) -> list[float]:
@@ -30,18 +31,26 @@ def dev_rsums(steps: Sequence[Step]) -> list[float]:
 
 def gpu_hours(store: Store) -> float:
     """Hours of stages times GPUs at work, of every attempt in the run's log; of a killed one its finished epochs."""
-    spent = 0.0
-    attempts: dict[str, float] = {}  # artifact -> GPU-seconds of the attempt at it that has not ended
+    return sum(gpu_hours_by_stage(store).values())
+
+
+def gpu_hours_by_stage(store: Store) -> dict[str, float]:
+    """The same of each stage, by its name in the run: `r3/mine-i2t`."""
+    spent: dict[str, float] = defaultdict(float)
+    attempts: dict[tuple[str, str], float] = defaultdict(float)  # GPU-seconds of an attempt that has not ended
     for line in lines(store):
-        prefix, event, gpus = line["prefix"], line.get("event"), float(line.get("gpus", 1))
+        stage, event, gpus = str(line.get("stage", "")), line.get("event"), float(line.get("gpus", 1))
+        attempt = (stage, line["prefix"])
         if event == "start":
-            spent += attempts.pop(prefix, 0.0)
+            spent[stage] += attempts.pop(attempt, 0.0)
         elif event == "epoch":
-            attempts[prefix] = attempts.get(prefix, 0.0) + gpus * float(line["seconds"])
+            attempts[attempt] += gpus * float(line["seconds"])
         elif event == "done":
-            attempts.pop(prefix, None)  # its epochs are part of the whole
-            spent += gpus * float(line["seconds"])
-    return (spent + sum(attempts.values())) / 3600
+            attempts.pop(attempt, None)  # its epochs are part of the whole
+            spent[stage] += gpus * float(line["seconds"])
+    for (stage, _), seconds in attempts.items():
+        spent[stage] += seconds
+    return {stage: seconds / 3600 for stage, seconds in spent.items()}
 
 
 def stop_of(settings: Settings, steps: Sequence[Step], store: Store) -> Stop | None:

@@ -16,6 +16,7 @@ from miner.artifacts.errors import BadInput
 from miner.artifacts.manifest import Artifact
 from miner.artifacts.pairs import Direction, Side
 from miner.artifacts.store import Store
+from pipelines.evidence import gpu_hours_by_stage
 from pipelines.plan import trained_on
 from pipelines.report.view import RunView
 from pipelines.stages import SHAPES_NOTHING
@@ -48,11 +49,17 @@ def view_of(store: Store) -> RunView:
 def run_view(store: Store, settings: Settings, steps: Sequence[Step], dataset: Dataset) -> RunView:
     """The same where the plan and the training data are at hand. Raises DamagedArtifact."""
     done = {step.stage.name: step for step in steps if step.manifest is not None}
+    spent = gpu_hours_by_stage(store)
     rounds = [
         replace(
             view,
             # The page is the same whether its own stage has run already.
             seconds={stage: seconds for stage, seconds in view.seconds.items() if stage != "report"},
+            gpu_hours=sum(
+                hours
+                for stage, hours in spent.items()
+                if stage.startswith(f"r{view.round}/") and not stage.endswith("/report")
+            ),
             epochs=_history(store, done.get(f"r{view.round}/fit")),
             bytes={
                 step.stage.label: sum(record.bytes for record in cast(Any, step.manifest).files.values())

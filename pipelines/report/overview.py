@@ -68,6 +68,9 @@ def columns(rounds: Sequence[RoundView]) -> list[Group]:
     if stages:
         stages.append(Column("total", _cells([sum(of.values()) if of else None for of in seconds], 1)))
     groups.append(Group("Seconds", tuple(stages)))
+    hours = [view.gpu_hours for view in rounds]
+    if any(hours):
+        groups.append(Group("Cost", (Column("GPU-hours", _cells(hours, 3)),)))
     return [group for group in groups if group.columns]
 
 

@@ -31,7 +31,7 @@ class RoundView:
     that mined the tables and the one that training began with. `seconds`: stage -> wall clock. `contributing`, if it
     was asked for ([analyze]): negatives per query that contribute to the loss, see `pipelines.jobs.analyze.counted`.
     `best`: no round has a higher dev rsum. `epochs`: a line of `EpochLog.history` for each of the round's. `bytes`:
-    stage -> what it stored.
+    stage -> what it stored. `gpu_hours`: of its stages, killed attempts too (see `pipelines.evidence`).
     """
 
     round: int
@@ -45,6 +45,7 @@ class RoundView:
     bytes: Mapping[str, int] = field(default_factory=dict)
     best: bool = False
     stale_steps: int | None = None
+    gpu_hours: float | None = None
 
 
 @dataclass(frozen=True)

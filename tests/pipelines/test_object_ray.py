@@ -36,7 +36,7 @@ def test_ray_workers_write_the_bytes_of_one_process_and_nobody_writes_a_secret(
     try:
         process = subprocess.run(
             [*command, "--executor", "ray", "--workers", "2"],
-            capture_output=True, text=True, env=environment, timeout=240, check=False,
+            capture_output=True, text=True, env=environment, timeout=480, check=False,
         )  # fmt: skip
         assert process.returncode == 0, process.stderr[-4000:]
         assert buckets.hashes_in(location) == hashes(tmp_path / "inline")

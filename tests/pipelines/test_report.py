@@ -343,6 +343,16 @@ def test_the_table_of_rounds_holds_the_figures() -> None:
     assert cells["2"] == ["212.2", "203.5", "11.0", "12.5", "−0.250", "−0.250", "37 %", "2.0", "3.0", "1.5", "6.5"]
     assert "loss.form" in page
     assert "&lt;AOQ&gt;" in page
+    spent = [
+        replace(view, gpu_hours=hours) for view, hours in zip(make_run().rounds, (None, 0.0126, 12.5), strict=True)
+    ]
+    page = page_of(make_run(rounds=spent))
+    assert ">GPU-hours</th>" in page
+    last = [
+        re.findall(r"<td[^>]*>([^<]*)</td>", row)[-1]
+        for row in re.findall(r'<th scope="row">.*?</tr>', page, re.DOTALL)[:3]
+    ]
+    assert last == ["–", "0.013", "12.500"]
 
 
 def test_charts_show_what_was_measured_and_nothing_else() -> None:

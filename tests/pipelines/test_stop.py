@@ -18,7 +18,7 @@ from miner.artifacts.errors import BadInput, DamagedArtifact
 from miner.artifacts.store import LocalStore
 from pipelines import log, loop
 from pipelines.cli import main
-from pipelines.evidence import dev_rsums, gpu_hours, stop_of
+from pipelines.evidence import dev_rsums, gpu_hours, gpu_hours_by_stage, stop_of
 from pipelines.settings import Settings
 from pipelines.stop import Rule, Stop, StopConfig, best_of, decide
 from tests.pipelines.builders import raw_settings, write_toml
@@ -136,7 +136,7 @@ def test_gpu_hours_are_those_of_every_attempt(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
 
     def add(prefix: str, event: str, **about: float) -> None:
-        log.append(store, {"prefix": prefix, "event": event, **about})
+        log.append(store, {"prefix": prefix, "stage": f"r1/{prefix}", "event": event, **about})
 
     assert gpu_hours(store) == 0
     add("a", "start", gpus=4)
@@ -151,6 +151,7 @@ def test_gpu_hours_are_those_of_every_attempt(tmp_path: Path) -> None:
     assert gpu_hours(store) == 3, "of what is done, the whole"
     add("b", "done", seconds=3600)
     assert gpu_hours(store) == 4, "a log without GPUs is of one"
+    assert gpu_hours_by_stage(store) == {"r1/a": 3, "r1/b": 1}
     with open(tmp_path / log.LOG, "a") as file:
         file.write('{"prefix": "b", "event": "do')
     assert gpu_hours(store) == 4
