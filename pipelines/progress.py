@@ -46,12 +46,25 @@ class Progress(Protocol):
 class _TellsEpochs:
     """What bars and lines say of an epoch."""
 
-    def epoch(self: Progress, line: dict[str, Any]) -> None:
+    def __init__(self) -> None:
+        self._name, self._total, self._unit, self._pace = "", 0, "", Pace()
+
+    def advance(self, done: int, note: str = "") -> None:
+        raise NotImplementedError
+
+    def say(self, line: str) -> None:
+        raise NotImplementedError
+
+    def epoch(self, line: dict[str, Any]) -> None:
+        done = int(line["epoch_in_round"]) + 1
+        if line["resumed"]:  # it took no time now
+            self._pace = Pace()
+            self._pace.said(done, self._total, self._unit)
         figures = ", ".join(f"{name} {value:.3f}" for name, value in line["figures"].items())
         # The value of a loss that is given by its gradient means nothing; its figures do.
         told = figures or f"loss {line['loss']:.3f}"
         note = f"{told}, {line['pairs_per_second']:.0f} pairs/s on {line['device']}"
-        self.advance(int(line["epoch_in_round"]) + 1, note)
+        self.advance(done, note)
         if line["warning"]:
             self.say(f"warning, epoch {line['epoch']}: {line['warning']}")
 
@@ -60,10 +73,10 @@ class Lines(_TellsEpochs):
     """Plain lines: a stage's start, its end, and in between what is worth a line, at most every few seconds."""
 
     def __init__(self, stream: TextIO | None = None, every: float = 5.0) -> None:
+        super().__init__()
         self.stream = stream or sys.stderr
         self.every = every
         self._last = 0.0
-        self._name, self._total, self._unit, self._pace = "", 0, "", Pace()
 
     def start(self, name: str, total: int, unit: str, why: str) -> None:
         self._name, self._total, self._unit, self._last = name, total, f"{unit}s", time.monotonic()
@@ -100,6 +113,7 @@ class _Bars(_TellsEpochs):
         from rich.progress import Progress as Bars
         from rich.table import Column
 
+        super().__init__()
         console = Console(stderr=True, emoji=False)
         drawn: list[ProgressColumn] = []
         if console.width >= _ROOM:
@@ -115,7 +129,6 @@ class _Bars(_TellsEpochs):
         )
         self._bars.start()
         self._task: TaskID | None = None
-        self._name, self._total, self._unit, self._pace = "", 0, "", Pace()
 
     def start(self, name: str, total: int, unit: str, why: str) -> None:
         self._name, self._total, self._unit, self._pace = name, total, f"{unit}s", Pace()

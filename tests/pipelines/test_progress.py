@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import pty
 import re
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from miner.artifacts.pace import Pace
+from pipelines import progress
 from pipelines.cli import interrupted
 
 ROOT = Path(__file__).parents[2]
@@ -110,3 +113,18 @@ def test_ctrl_c_ends_with_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(KeyboardInterrupt), interrupted():
         raise KeyboardInterrupt
     assert "interrupted: what is finished is kept, and the same command goes on from there." in capsys.readouterr().err
+
+
+def test_epochs_that_were_done_before_say_nothing_of_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The stage's start; the epoch of before, as the pace begins anew and as it is told; the first one of now.
+    clock = iter([0.0, 0.1, 0.1, 60.1])
+    monkeypatch.setattr(progress, "Pace", lambda: Pace(lambda: next(clock)))
+    said_to = io.StringIO()
+    shown = progress.Lines(said_to, every=0)
+    shown.start("r1/fit", 4, "epoch", "not made yet")
+    line = {"figures": {}, "loss": 1.0, "pairs_per_second": 9.0, "device": "cpu", "warning": ""}
+    for epoch, resumed in enumerate((True, False)):
+        shown.epoch({**line, "epoch": epoch, "epoch_in_round": epoch, "resumed": resumed})
+    said = said_to.getvalue().splitlines()[1:]
+    assert said[0].startswith("r1/fit: 1 of 4 epochs; ")
+    assert said[1].startswith("r1/fit: 2 of 4 epochs, 1.0 epochs/min, 2 min 0 s left; ")
