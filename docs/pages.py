@@ -1,4 +1,4 @@
-"""What pages hold that the code says better: MkDocs calls `on_page_markdown` for every page.
+"""What pages hold that the code says better: MkDocs calls `on_page_markdown` and `on_page_content` for every page.
 
 <!-- settings -->             every setting of every section of a run file, of every rule, layout and scheduler
 <!-- says: MODULE -->         the docstring of a module, word for word
@@ -39,6 +39,11 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     """The page with its comments filled in."""
     markdown = re.sub(r"<!-- says: ([\w.]+) -->", lambda found: _fenced(_docstring(found[1])), markdown)
     return markdown.replace("<!-- settings -->", settings()) if "<!-- settings -->" in markdown else markdown
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Pictures of the README's parts, which lie beside the pages."""
+    return html.replace('src="docs/', 'src="')
 
 
 def settings() -> str:

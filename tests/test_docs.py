@@ -42,6 +42,16 @@ def test_it_builds_and_loads_nothing_from_elsewhere(site: Path) -> None:
         assert not re.search(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//", style.read_text()), style
 
 
+def test_pictures_are_there(site: Path) -> None:
+    pictures = [
+        (page.name, picture)
+        for page in site.glob("*.html")
+        for picture in re.findall(r'<img[^>]*src="([^"]+)"', page.read_text())
+    ]
+    assert {"report-browser.png", "quality-seconds.png"} <= {picture for _, picture in pictures}
+    assert not [found for found in pictures if not (site / found[1]).exists()]
+
+
 def test_pages_hold_what_the_code_says(site: Path) -> None:
     api, settings, peers = ((site / f"{name}.html").read_text() for name in ("api", "settings", "peers"))
     assert all(

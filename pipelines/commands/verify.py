@@ -52,8 +52,9 @@ def verify(
     report = verify(store, stages, rounds, threads or min(8, os.cpu_count() or 1), meter)
     if shown and meter.done:
         click.echo("\r\x1b[K", nl=False, err=True)
-    if not report.artifacts and not report.damaged:
-        wanted = " ".join([*(f"--stage {each}" for each in stages), *(f"--round {each}" for each in rounds)])
+    wanted = " ".join([*(f"--stage {each}" for each in stages), *(f"--round {each}" for each in rounds)])
+    # What lies about in a folder makes it no run; what a kill left of a stage is something to tell of it.
+    if not report.artifacts and not (report.findings if wanted else report.damaged):
         raise BadInput(
             f"{store.url}: no artifact {f'of {wanted} ' if wanted else ''}is here; look with pipelines status."
         )

@@ -248,8 +248,13 @@ def test_what_fails_in_one_branch_costs_the_other_nothing(
     assert hashes(root) == hashes(finished / "run")
 
 
-def test_an_interrupt_waits_for_nobody_who_was_given_up(finished: Path, tmp_path: Path) -> None:
+def test_an_interrupt_waits_for_nobody_who_was_given_up(
+    finished: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """What a look at the store raises in the loop's own thread ends the branches, as Ctrl-C does."""
+    # Whoever starts the tests in the background of a shell has interrupts ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     given_up = threading.Event()
 
     class Ends(Two):
