@@ -18,7 +18,8 @@ _SHOWN = 5
 
 @dataclass
 class Quarantine:
-    """What was lost of one stage. `stage` is its name, `cpus` the key of [executor] that says how large its actors are.
+    """What was lost of one stage. `stage` is its name, `cpus` the key of [executor] that says how large its actors are;
+    empty for a stage without shards, for which there is none.
 
     A node that is gone is nobody's fault: what was lost on it does not count against the shard, even if that became
     known later. But no shard is tried more than a bounded number of times.
@@ -53,14 +54,18 @@ class Quarantine:
 
     def error(self, finished: int, where: Callable[[int], str]) -> BadInput:
         """What is left out, in a sentence. `where(shard)` says which rows that is; `finished` others are on disk."""
+        less = (
+            f"fewer at once on a node need less: a higher [executor] {self.cpus}" if self.cpus else "take a larger node"
+        )
         logs = (
-            "Ray's logs on that node (worker-*-PID.err) hold the last words of a process; where memory is short, fewer "
-            f"at once on a node need less: a higher [executor] {self.cpus}."
+            "Ray's logs on that node (worker-*-PID.err) hold the last words of a process; where memory is short, "
+            f"{less}."
         )
         if self.left_out == [FINISH]:
             seen = self._lost[FINISH][-1][1]
+            what = _named(FINISH) if self.cpus else "it"
             return BadInput(
-                f"{self.stage}: {_named(FINISH)} failed {TRIES} times: {seen}. {logs} Then run the same command again."
+                f"{self.stage}: {what} failed {TRIES} times: {seen}. {logs} Then run the same command again."
             )
         shown = sorted(self.left_out)[:_SHOWN]
         each = "; ".join(f"{_named(shard)}, {where(shard)}: {self._lost[shard][-1][1]}" for shard in shown)

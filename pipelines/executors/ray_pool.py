@@ -98,7 +98,7 @@ class Pool:
 
     def _each(self, task: Task, parts: Iterable[int], progress: Progress) -> Iterator[Any]:
         waiting = deque(parts)
-        quarantine = Quarantine(task.stage.name, f"{task.stage.work}.cpus")
+        quarantine = Quarantine(task.stage.name, f"{task.stage.work}.cpus" if task.stage.unit == "shard" else "")
         finished = 0
         # One that died since its last shard shall not be given the next one.
         for actor in self._actors:
@@ -213,11 +213,9 @@ class Pool:
 
     def _no_room(self, task: Task, nodes: list[dict[str, Any]], waited: float) -> None:
         work = task.stage.work
+        keys = f" ([executor] {work}.cpus, {work}.gpus)" if task.stage.unit == "shard" else ""
         has = ", ".join(sorted({_has(node.get("Resources", {})) for node in nodes})) or "nothing"
-        wrong = (
-            f"{task.stage.name}: a worker takes {self.shape} ([executor] {work}.cpus, {work}.gpus), but no node has "
-            f"that (nodes here: {has})"
-        )
+        wrong = f"{task.stage.name}: a worker takes {self.shape}{keys}, but no node has that (nodes here: {has})"
         if not self.joined:
             raise BadInput(f"{wrong}; ask for less, or for more --workers.")
         if waited > self.patience:

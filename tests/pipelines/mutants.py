@@ -15,7 +15,7 @@ def _read() -> None:
     def read(self: Artifact, name: str) -> bytes:
         return self.store.read(f"{self.prefix}/{name}")
 
-    Artifact.read = read  # type: ignore[method-assign]
+    Artifact.read = read  # type: ignore[method-assign]  # replacing it is the point, here and below
 
 
 def _path() -> None:

@@ -54,3 +54,12 @@ def test_putting_together_is_named() -> None:
     for _ in range(TRIES):
         quarantine.note(FINISH, "a", "seen", {"a"})
     assert "putting the shards together failed 3 times: seen" in str(quarantine.error(0, str))
+
+
+def test_a_stage_without_shards_names_no_setting() -> None:
+    quarantine = Quarantine("r1/evaluate", "")
+    for _ in range(TRIES):
+        quarantine.note(FINISH, "a", "seen", {"a"})
+    error = str(quarantine.error(0, str))
+    assert error.startswith("r1/evaluate: it failed 3 times: seen.")
+    assert "[executor]" not in error
