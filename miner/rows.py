@@ -17,6 +17,7 @@ from miner.artifacts.ids import Ids
 from miner.artifacts.manifest import MANIFEST, Artifact, open_artifact
 from miner.artifacts.negatives import FOOTER_KEY, NEGATIVES
 from miner.artifacts.pairs import Direction, Within
+from miner.artifacts.place import Place
 
 __all__ = ["DIRECTIONS", "Lookup", "RowBlock", "Rows", "open_rows"]
 
@@ -228,17 +229,19 @@ def _starts(anchors: Ints) -> Ints:
     return np.asarray(np.flatnonzero(np.diff(anchors, prepend=anchors[0] + 1)))
 
 
-def open_rows(path: Path) -> Rows:
+def open_rows(where: Place | Path) -> Rows:
     """A committed table, every file of which is hashed here, or a bare Parquet file.
 
     Raises BadInput when there is no table or a column is not what it must be, DamagedArtifact.
     """
-    if path.is_dir():
-        return _committed(path)
+    place = Place.of(where)
+    path = place.local
+    if path is None or path.is_dir():
+        return _committed(place)
     if not path.is_file():
         raise BadInput(f"{path}: no such file or folder; give a table: the folder of one direction, or a Parquet file.")
     if path.name == _FILE and (path.parent / MANIFEST).exists():
-        return _committed(path.parent)
+        return _committed(Place.of(path.parent))
     footer, num_rows, notes = _read_schema(path)
     try:
         provenance = json.loads(footer) if footer else {}
@@ -248,17 +251,17 @@ def open_rows(path: Path) -> Rows:
     return Rows(str(path), path, None, provenance if isinstance(provenance, dict) else {}, num_rows, notes)
 
 
-def _committed(path: Path) -> Rows:
-    inside = [name for name in DIRECTIONS if (path / name / MANIFEST).exists()]
-    if not (path / MANIFEST).exists():
+def _committed(place: Place) -> Rows:
+    inside = [name for name in DIRECTIONS if (place / name / MANIFEST).exists()]
+    if not (place / MANIFEST).exists():
         if inside:
-            raise BadInput(f"{path}: a table is of one direction; give {' or '.join(str(path / n) for n in inside)}.")
-        if (path / _FILE).exists():
+            raise BadInput(f"{place}: a table is of one direction; give {' or '.join(str(place / n) for n in inside)}.")
+        if (place / _FILE).exists():
             raise BadInput(
-                f"{path}: {MANIFEST} is missing, so this table was never finished or came without it; run the command "
-                f"that wrote it again, or give {path / _FILE} to look at the bare file."
+                f"{place}: {MANIFEST} is missing, so this table was never finished or came without it; run the command "
+                f"that wrote it again, or give {place / _FILE} to look at the bare file."
             )
-    artifact = open_artifact(path, NEGATIVES)
+    artifact = open_artifact(place, NEGATIVES)
     files = {name: artifact.path(name) for name in artifact.manifest.files}
     file = files.get(_FILE) or artifact.path(_FILE)
     footer, num_rows, notes = _read_schema(file)

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from miner.artifacts.command import PLACE
 from trainer.commands import DATA, FOLD, FOLDER, draft_at, open_checkpoint
 
 if TYPE_CHECKING:
     from miner.artifacts.negatives import NegativeBlock, NegativeTable
     from miner.artifacts.pairs import Pairs
+    from miner.artifacts.place import Place
     from miner.rescore import Score
 
 __all__ = ["rescore"]
@@ -26,16 +28,16 @@ _ANCHORS = 256  # ranked between two ticks of the progress bar
 @click.command()
 @DATA
 @FOLD
-@click.option("--checkpoint", required=True, type=FOLDER, help="The cross-attention model: what `trainer fit` wrote.")
-@click.option("--vectors", required=True, type=FOLDER, help="What `trainer encode` wrote with it: image/ and text/.")
-@click.option("--candidates", required=True, type=FOLDER, help="What `miner mine` found with these vectors.")
+@click.option("--checkpoint", required=True, type=PLACE, help="The cross-attention model: what `trainer fit` wrote.")
+@click.option("--vectors", required=True, type=PLACE, help="What `trainer encode` wrote with it: image/ and text/.")
+@click.option("--candidates", required=True, type=PLACE, help="What `miner mine` found with these vectors.")
 @click.option("--k", required=True, type=click.IntRange(min=1), help="Negatives to keep per anchor.")
 @click.option(
     "--recall-sample", type=click.IntRange(min=1), default=100, show_default=True, help="Anchors to score all."
 )
 @click.option("--out", required=True, type=FOLDER, help="Folder to write i2t/ and t2i/ to.")
 def rescore(
-    data: str, fold: int, checkpoint: Path, vectors: Path, candidates: Path, k: int, recall_sample: int, out: Path
+    data: str, fold: int, checkpoint: Place, vectors: Place, candidates: Place, k: int, recall_sample: int, out: Path
 ) -> None:
     """Rank mined candidates by the model's own score and keep the k hardest: the second stage for scan and bfan.
 

@@ -1,4 +1,4 @@
-"""The finished rounds of a run folder, for `trainer analyze --run`."""
+"""The finished rounds of a run, for `trainer analyze --run`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from miner.artifacts.errors import BadInput
 from miner.artifacts.negatives import NegativeTable
-from miner.artifacts.store import LocalStore
+from miner.artifacts.place import Place
 from pipelines import loop
 from pipelines.jobs import artifact_at
 from pipelines.plan import trained_on
@@ -17,17 +17,18 @@ from trainer.plugins import Round
 __all__ = ["rounds"]
 
 
-def rounds(folder: Path, dataset: Dataset) -> list[Round]:
+def rounds(run: Place | Path | str, dataset: Dataset) -> list[Round]:
     """Every round whose fit is done, with the tables it was trained on; round 0 has none.
 
     Raises BadInput when there is no run here, no finished round, or when the run is of other data than `dataset`.
     """
-    store = LocalStore(folder.resolve())
+    place = Place.of(run)
+    store = place.store
     settings = loop.saved_settings(store)
     data = loop.saved_data(store) or loop.describe(settings)
     if data.fingerprints["train"] != dataset.fingerprint:
         raise BadInput(
-            f"{folder}: this run is of other data than {dataset.name} {dataset.split}; give the data, the fold and the "
+            f"{place}: this run is of other data than {dataset.name} {dataset.split}; give the data, the fold and the "
             "split train that it was started on."
         )
     done = {step.stage.name: step for step in loop.steps_of(settings, data, store) if step.manifest is not None}
@@ -43,5 +44,5 @@ def rounds(folder: Path, dataset: Dataset) -> list[Round]:
         checkpoint = Checkpoint.open(artifact_at(store, fitted.prefix))
         found.append(Round(f"round {number}", checkpoint, tables or None))
     if not found:
-        raise BadInput(f"{folder}: no round of this run is finished yet; let `pipelines run` come further.")
+        raise BadInput(f"{place}: no round of this run is finished yet; let `pipelines run` come further.")
     return found

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from miner.artifacts.errors import DamagedArtifact
 from miner.artifacts.manifest import Artifact, Draft, canonical_json, check_kind, open_artifact
+from miner.artifacts.place import Place
 from trainer import models
 from trainer.text import Tokenizer, tokenizer_from_json
 
@@ -87,9 +88,9 @@ class Checkpoint:
         return draft.commit(files, {"epoch": self.epoch, "updates": self.updates})
 
     @classmethod
-    def load(cls, path: Path) -> Checkpoint:
-        """Open the artifact in folder `path`. Raises BadInput when there is none, DamagedArtifact for changed bytes."""
-        return cls.open(open_artifact(path, CHECKPOINT))
+    def load(cls, where: Place | Path | str) -> Checkpoint:
+        """Open the artifact at a place. Raises BadInput when there is none, DamagedArtifact for changed bytes."""
+        return cls.open(open_artifact(where, CHECKPOINT))
 
     @classmethod
     def open(cls, artifact: Artifact) -> Checkpoint:

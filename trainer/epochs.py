@@ -14,7 +14,6 @@ import json
 import logging
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -22,26 +21,14 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from miner.artifacts.errors import QuintainError
+from miner.artifacts.place import Place
 from miner.artifacts.sealed import sealed, unsealed
-from miner.artifacts.store import LocalStore, Store
 
-__all__ = ["EpochFile", "Place", "read_latest", "write"]
+__all__ = ["EpochFile", "read_latest", "write"]
 
 _NAME = re.compile(r"epoch-(\d+)\.json")
 _KEPT = 2
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where one training's epoch files lie."""
-
-    store: Store
-    prefix: str
-
-    @classmethod
-    def of(cls, scratch: Path | Place) -> Place:
-        return scratch if isinstance(scratch, Place) else cls(LocalStore(scratch), ".")
 
 
 @dataclass(frozen=True)
@@ -93,12 +80,12 @@ def read_latest(place: Place, key: str, last: int) -> EpochFile | None:
 
 
 def _found(place: Place) -> list[int]:
-    return sorted(int(match[1]) for name in place.store.names(place.prefix) if (match := _NAME.fullmatch(name)))
+    return sorted(int(match[1]) for name in place.names() if (match := _NAME.fullmatch(name)))
 
 
 def _about(place: Place, epoch: int) -> str:
-    return f"{place.prefix}/epoch-{epoch:04d}.json"
+    return f"{place.name}/epoch-{epoch:04d}.json"
 
 
 def _tensors(place: Place, epoch: int) -> str:
-    return f"{place.prefix}/epoch-{epoch:04d}.safetensors"
+    return f"{place.name}/epoch-{epoch:04d}.safetensors"

@@ -1,7 +1,7 @@
 """What packages above `trainer` lend to its command line, found by entry points, so that no import goes upwards.
 
 quintain.trainer.commands   click commands of `trainer`
-quintain.trainer.rounds     functions (run folder, dataset) -> list of `Round`: the rounds of a run
+quintain.trainer.rounds     functions (place of a run, dataset) -> list of `Round`: the rounds of a run
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Trained:
         """What `save` or `trainer fit --out` wrote. Raises BadInput where there is nothing, DamagedArtifact."""
         import json
 
-        artifact = open_artifact(Path(folder), CHECKPOINT)
+        artifact = open_artifact(folder, CHECKPOINT)
         history = json.loads(artifact.read("history.json"))["epochs"]
         return cls(Checkpoint.open(artifact), tuple(history), artifact.manifest.inputs)
 
@@ -148,7 +148,7 @@ def fit(
     """
     dataset = _dataset(data, texts, pairs, "train")
     fit_config = registry.validated(FitConfig, settings, "fit")
-    begin = start.checkpoint if isinstance(start, Trained) else Checkpoint.load(Path(start)) if start else None
+    begin = start.checkpoint if isinstance(start, Trained) else Checkpoint.load(start) if start else None
     if begin is not None and model is None:
         model_config = begin.model_config
     else:
@@ -264,7 +264,7 @@ def _tables(tables: Any, pairs: Pairs) -> dict[Direction, Any] | None:
     if tables is None:
         return None
     if isinstance(tables, str | Path):
-        return dict(open_tables(Path(tables), pairs))
+        return dict(open_tables(tables, pairs))
     if not isinstance(tables, Mapping):
         raise BadInput("tables: give what miner.mine returned, or the folder that `miner mine` wrote.")
     missing = [each for each in training.DIRECTIONS if each not in tables]

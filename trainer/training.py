@@ -22,6 +22,7 @@ from torch import Tensor
 from miner.artifacts.errors import BadInput
 from miner.artifacts.manifest import canonical_json
 from miner.artifacts.pairs import Direction
+from miner.artifacts.place import Place
 from trainer import collapse, compiled, epochs, losses, models, sampling
 from trainer.checkpoint import Checkpoint
 from trainer.chunks import Division, auxiliary_loss
@@ -84,7 +85,7 @@ def fit(
     tables: Tables | None = None,
     start: Checkpoint | None = None,
     first_epoch: int = 0,
-    scratch: Path | epochs.Place | None = None,
+    scratch: Path | Place | None = None,
     progress: Callable[[EpochLog], None] = lambda log: None,
 ) -> Checkpoint:
     """Train `fit_config.epochs` epochs, numbers `first_epoch`...; with `tables`, on offline negatives as well.
@@ -124,7 +125,7 @@ def fit(
             )
         logs: list[EpochLog] = []
         key = _key(dataset, model_config, loss_config, fit_config, tables, start, first_epoch) if scratch else ""
-        kept = epochs.Place.of(scratch) if scratch and processes.first else None
+        kept = Place.of(scratch) if scratch and processes.first else None
         resumed = epochs.read_latest(kept, key, last_epoch) if kept else None
         if resumed is not None:
             trainee.restore(resumed.tensors, resumed.updates)

@@ -11,12 +11,29 @@ from typing import Any
 
 import click
 
+from miner.artifacts import completion
 from miner.artifacts.errors import QuintainError
+from miner.artifacts.place import Place
 
-__all__ = ["CommandGroup", "align"]
+__all__ = ["PLACE", "CommandGroup", "align"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE}
 _EXIT_CODES = "Exit codes: 0 done, 2 wrong usage, 3 bad input, 4 damaged artifact, 5 another writer, 75 try again."
+
+
+class _Place(click.ParamType[Place]):
+    """Where artifacts are read: a folder, s3://bucket/prefix or gs://bucket/prefix."""
+
+    name = "place"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Place:
+        return Place.of(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Any:
+        return completion.places(ctx, param, incomplete)
+
+
+PLACE = _Place()
 
 
 class CommandGroup(click.Group):

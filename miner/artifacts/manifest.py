@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from miner.artifacts.errors import BadInput, DamagedArtifact
+from miner.artifacts.place import Place
 from miner.artifacts.probe import proven_once
 from miner.artifacts.records import FileRecord, digest_file, whole_copy
 from miner.artifacts.sealed import sealed, unsealed
-from miner.artifacts.store import LocalStore, Store
+from miner.artifacts.store import Store
 
 __all__ = [
     "MANIFEST",
@@ -170,11 +171,12 @@ def find_artifact(store: Store, prefix: str) -> Artifact | None:
     return Artifact(store, prefix, Manifest.loads(data, f"{store.url}/{prefix}"))
 
 
-def open_artifact(path: Path, kind: str) -> Artifact:
-    """The artifact in folder `path`. Raises BadInput when there is none or it is of another kind."""
-    artifact = find_artifact(LocalStore(path), ".")
+def open_artifact(where: Place | Path | str, kind: str) -> Artifact:
+    """The artifact at a place. Raises BadInput when there is none or it is of another kind."""
+    place = Place.of(where)
+    artifact = find_artifact(place.store, place.name)
     if artifact is None:
-        raise BadInput(f"{path}: no {kind} artifact here ({MANIFEST} is missing); give {_place(kind)}.")
+        raise BadInput(f"{place}: no {kind} artifact here ({MANIFEST} is missing); give {_place(kind)}.")
     check_kind(artifact, kind)
     return artifact
 

@@ -32,6 +32,7 @@ from miner.artifacts.dropped import read_dropped
 from miner.artifacts.errors import BadInput, DamagedArtifact
 from miner.artifacts.manifest import Artifact, Draft, FileRecord, canonical_json, open_artifact
 from miner.artifacts.pairs import Direction, Pairs, Within, sides
+from miner.artifacts.place import Place
 
 __all__ = ["NEGATIVES", "NegativeBlock", "NegativeTable", "write_negatives"]
 
@@ -278,7 +279,7 @@ class NegativeTable:
         return self._read_dropped()
 
     @classmethod
-    def open(cls, source: Artifact | Path, pairs: Pairs) -> NegativeTable:
+    def open(cls, source: Artifact | Place | Path, pairs: Pairs) -> NegativeTable:
         """Open a committed table; the bytes that are hashed are the bytes that are parsed.
 
         Raises BadInput when the table was mined for other pairs, DamagedArtifact when it is not as committed.
@@ -287,7 +288,7 @@ class NegativeTable:
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
-        artifact = open_artifact(source, NEGATIVES) if isinstance(source, Path) else source
+        artifact = source if isinstance(source, Artifact) else open_artifact(source, NEGATIVES)
         if artifact.manifest.kind != NEGATIVES:
             raise BadInput(f"{artifact.where}: this is a {artifact.manifest.kind!r} artifact, not a negative table.")
         provenance = artifact.manifest.meta["provenance"]

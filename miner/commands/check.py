@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from miner.artifacts.command import PLACE
 from miner.commands.shown import progress, refuse, summary
 
 if TYPE_CHECKING:
     from miner.artifacts.pairs import Pairs
+    from miner.artifacts.place import Place
     from miner.audit import Check, Finding, Subject
     from miner.audit_alone import Hubs
     from miner.folder import Folder
@@ -22,8 +24,8 @@ _FILE = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("table", type=_FILE)
-@click.option("--pairs", "pairs_from", type=_FILE, help="The pairs.csv, .tsv or .parquet that TABLE was mined for.")
+@click.argument("table", type=PLACE)
+@click.option("--pairs", "pairs_from", type=PLACE, help="The pairs.csv, .tsv or .parquet that TABLE was mined for.")
 @click.option("--vectors", type=_FILE, help="The folder of vectors, with its pairs, that TABLE was mined from.")
 @click.option("--texts", type=_FILE, help="Table of id (or text_id) and text: finds positives in the same words.")
 @click.option(
@@ -45,8 +47,8 @@ _FILE = click.Path(path_type=Path)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Which anchors these are.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def check(
-    table: Path,
-    pairs_from: Path | None,
+    table: Place,
+    pairs_from: Place | None,
     vectors: Path | None,
     texts: Path | None,
     direction: str | None,
@@ -98,7 +100,7 @@ def check(
     hubs = Hubs(subject, hub_share)
     checks: list[Check] = [*of_the_table(subject), hubs]
     more, findings, left_out = _beside(subject, pairs, folder, texts, metric, sample, seed)
-    findings += audit(subject, [*checks, *more], progress(table.name, "rows", brief=True))
+    findings += audit(subject, [*checks, *more], progress(table.last, "rows", brief=True))
     findings.sort(key=lambda finding: not finding.bad)
     checked = [each.name for each in (*checks, *more)]
     if as_json:
@@ -112,7 +114,7 @@ def check(
         )
 
 
-def _opened(pairs_from: Path | None, vectors: Path | None) -> tuple[Folder | None, Pairs | None]:
+def _opened(pairs_from: Place | None, vectors: Path | None) -> tuple[Folder | None, Pairs | None]:
     from miner.export._mined import _open_pairs
     from miner.folder import open_folder
 

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from miner.artifacts.command import PLACE
+
 if TYPE_CHECKING:
+    from miner.artifacts.place import Place
     from miner.difference import Difference, Verdict
     from miner.rows import Rows
 
 __all__ = ["diff"]
 
-_PATH = click.Path(path_type=Path)
-
 
 @click.command()
-@click.argument("old", type=_PATH)
-@click.argument("new", type=_PATH)
+@click.argument("old", type=PLACE)
+@click.argument("new", type=PLACE)
 @click.option("--k", type=click.IntRange(min=1), help="Compare the k hardest. [default: as many as both tables hold]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def diff(old: Path, new: Path, k: int | None, as_json: bool) -> None:
+def diff(old: Place, new: Place, k: int | None, as_json: bool) -> None:
     """Compare two negative tables: what another round of mining changed.
 
     \b
@@ -29,6 +29,7 @@ def diff(old: Path, new: Path, k: int | None, as_json: bool) -> None:
         miner diff tables/1 tables/2
         miner diff tables/1/i2t tables/2/i2t --k 10 --json
         miner diff runs/demo/rounds/001 runs/demo/rounds/002
+        miner diff s3://bucket/runs/nightly/rounds/001 s3://bucket/runs/nightly/rounds/002
 
     OLD and NEW are tables, folders that hold one per direction, rounds of a run, or Parquet files with the columns of
     a table. Anchors are matched by id, so the tables may be of different k and of different pairs.
@@ -62,7 +63,7 @@ def diff(old: Path, new: Path, k: int | None, as_json: bool) -> None:
             click.echo(f"note: {note}")
 
 
-def _matched(old: Path, new: Path) -> tuple[dict[str, tuple[Rows, Rows]], list[str]]:
+def _matched(old: Place, new: Place) -> tuple[dict[str, tuple[Rows, Rows]], list[str]]:
     """(the tables of both by direction, what was left out). Raises BadInput when no direction is in both."""
     from miner.artifacts.errors import BadInput
 
@@ -76,33 +77,34 @@ def _matched(old: Path, new: Path) -> tuple[dict[str, tuple[Rows, Rows]], list[s
         listed = [" and ".join(name or "an unknown direction" for name in each) for each in (before, after)]
         raise BadInput(f"{old} holds {listed[0]}, {new} holds {listed[1]}; give two tables of one direction.")
     notes = [
-        f"{name or 'a direction that is not known'} is in {path} alone and was left out"
-        for path, mine in ((old, before), (new, after))
+        f"{name or 'a direction that is not known'} is in {place} alone and was left out"
+        for place, mine in ((old, before), (new, after))
         for name in mine
         if name not in both
     ]
     return {name: (before[name], after[name]) for name in both}, notes
 
 
-def _tables(path: Path) -> dict[str, Rows]:
-    """The tables at a path by direction, "" for a file that does not say which. Raises BadInput, DamagedArtifact."""
+def _tables(place: Place) -> dict[str, Rows]:
+    """The tables at a place by direction, "" for a file that does not say which. Raises BadInput, DamagedArtifact."""
     from miner.artifacts.errors import BadInput
     from miner.artifacts.manifest import MANIFEST
     from miner.rows import DIRECTIONS, open_rows
 
     found: dict[str, Rows] = {}
-    if path.is_dir() and not (path / MANIFEST).exists():
+    if (place.local is None or place.local.is_dir()) and not (place / MANIFEST).exists():
         for name in DIRECTIONS:
-            here = [path / name] if (path / name / MANIFEST).exists() else []
             # A round of a run keeps each table below the start of its key.
-            here += [manifest.parent for manifest in sorted(path.glob(f"mine-{name}/*/{MANIFEST}"))]
+            kept = place / f"mine-{name}"
+            known = (place / name, *(kept / key for key in kept.names()))
+            here = [each for each in known if (each / MANIFEST).exists()]
             if len(here) > 1:
-                raise BadInput(f"{path}: {len(here)} tables of {name}: {', '.join(map(str, here))}; give one of them.")
+                raise BadInput(f"{place}: {len(here)} tables of {name}: {', '.join(map(str, here))}; give one of them.")
             if here:
                 found[name] = open_rows(here[0])
     if found:
         return found
-    rows = open_rows(path)
+    rows = open_rows(place)
     return {rows.direction or "": rows}
 
 

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from miner.artifacts.command import PLACE
 from miner.artifacts.completion import files_in
 from miner.commands.shown import progress, refuse
 from miner.spoken import Described
 
 if TYPE_CHECKING:
+    from miner.artifacts.place import Place
     from miner.artifacts.ranks import Law
     from miner.export import Mined
 
@@ -27,8 +29,8 @@ class _WithFormats(Described):
 
 
 @click.command(cls=_WithFormats)
-@click.argument("table", type=_FILE)
-@click.option("--pairs", required=True, type=_FILE, help="The pairs.csv, .tsv or .parquet that TABLE was mined for.")
+@click.argument("table", type=PLACE)
+@click.option("--pairs", required=True, type=PLACE, help="The pairs.csv, .tsv or .parquet that TABLE was mined for.")
 @click.option(
     "--format",
     "spoken",
@@ -57,8 +59,8 @@ class _WithFormats(Described):
 @click.option("--images", type=_FILE, help="Table of id (or image_id) and path (or text): the same for images.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 def export(
-    table: Path,
-    pairs: Path,
+    table: Place,
+    pairs: Place,
     spoken: str,
     out: Path,
     negatives: int | None,
@@ -101,7 +103,7 @@ def export(
     chosen, config = configured(spoken)
     files = files_of(chosen, config, out, force=force)
     mined = Mined.open(table, pairs, negatives, texts, images, progress(out.name, "anchors", brief=True), sampling)
-    given = [each for each in (table, pairs, texts, images) if each is not None]
+    given = [each for each in (table.local, pairs.local, texts, images) if each is not None]
     for read in (path for each in given for path in (each.iterdir() if each.is_dir() else [each])):
         if read.resolve() in [file.resolve() for file in files]:
             raise BadInput(f"{read}: this file is read and cannot be written too; choose another --out.")

@@ -19,6 +19,7 @@ from miner.artifacts.ids import Ids
 from miner.artifacts.manifest import MANIFEST, Artifact, open_artifact
 from miner.artifacts.negatives import FOOTER_KEY, NEGATIVES, NegativeBlock
 from miner.artifacts.pairs import PAIRS, Direction, Pairs, Within, open_pairs, sides
+from miner.artifacts.place import Place
 from miner.export._contents import Contents
 from miner.export._sampling import Drawn, Sampling
 
@@ -89,8 +90,8 @@ class Mined:
     @classmethod
     def open(
         cls,
-        table: Path,
-        pairs_from: Path,
+        table: Place | Path,
+        pairs_from: Place | Path,
         num_negatives: int | None = None,
         texts: Path | None = None,
         images: Path | None = None,
@@ -98,9 +99,9 @@ class Mined:
         sampling: Sampling = _HARDEST,
     ) -> Mined:
         """Open a table for a file of pairs, or a run's folder of them. Raises BadInput, DamagedArtifact."""
-        artifact, path = _open_table(table)
+        artifact, path = _open_table(Place.of(table))
         provenance = artifact.manifest.meta["provenance"]
-        pairs = _fitting(artifact, _open_pairs(pairs_from))
+        pairs = _fitting(artifact, _open_pairs(Place.of(pairs_from)))
         k = int(provenance["k"])
         depth = sampling.depth(k, num_negatives)
         pool = max(depth - sampling.skip, 0)
@@ -249,14 +250,14 @@ def _empty(start: int, stop: int, k: int) -> NegativeBlock:
     )
 
 
-def _open_table(path: Path) -> tuple[Artifact, Path]:
+def _open_table(place: Place) -> tuple[Artifact, Path]:
     """The artifact and its checked file. Raises BadInput when there is no table, DamagedArtifact."""
     import pyarrow.parquet as pq
 
-    inside = [name for name in ("i2t", "t2i", "i2i", "t2t") if (path / name / MANIFEST).exists()]
-    if inside and not (path / MANIFEST).exists():
-        raise BadInput(f"{path}: a table is of one direction; give {' or '.join(str(path / name) for name in inside)}.")
-    artifact = open_artifact(path, NEGATIVES)
+    inside = [name for name in ("i2t", "t2i", "i2i", "t2t") if (place / name / MANIFEST).exists()]
+    if inside and not (place / MANIFEST).exists():
+        raise BadInput(f"{place}: a table is of one direction; give {' or '.join(str(place / n) for n in inside)}.")
+    artifact = open_artifact(place, NEGATIVES)
     file = artifact.path("negatives.parquet")
     footer = pq.read_metadata(file).metadata[FOOTER_KEY]
     if json.loads(footer) != artifact.manifest.meta["provenance"]:
@@ -264,14 +265,15 @@ def _open_table(path: Path) -> tuple[Artifact, Path]:
     return artifact, file
 
 
-def _open_pairs(path: Path) -> Pairs:
+def _open_pairs(place: Place) -> Pairs:
     """The pairs of a file, or of a folder `pairs/` as a run keeps it. Raises BadInput."""
     from miner.folder import _links
 
-    if (path / MANIFEST).exists():
-        return open_pairs(open_artifact(path, PAIRS))
-    if not path.is_file():
-        raise BadInput(f"{path}: no such file; give the pairs.csv, .tsv or .parquet that TABLE was mined for.")
+    if (place / MANIFEST).exists():
+        return open_pairs(open_artifact(place, PAIRS))
+    path = place.local
+    if path is None or not path.is_file():
+        raise BadInput(f"{place}: no such file; give the pairs.csv, .tsv or .parquet that TABLE was mined for.")
     links = _links(path)
     images, texts = (Ids(column.unique()) for column in links)
     return Pairs.from_columns(images, texts, *links, name=str(path))

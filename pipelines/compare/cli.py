@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from miner.artifacts import completion
 from trainer.commands import LOSSES
 
 if TYPE_CHECKING:
@@ -30,8 +31,10 @@ __all__ = ["compare"]
 @click.option("--seeds", type=click.IntRange(min=1), help="Overrides [compare] seeds.")
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of members and results.  [default: runs/<name of the file>]",
+    metavar="PLACE",
+    shell_complete=completion.places,
+    help="Where members and results go: a folder, s3://bucket/prefix or gs://bucket/prefix.  [default: runs/<name of "
+    "the file>]",
 )
 @click.option("--executor", type=click.Choice(["ray", "inline"]), help="Overrides [executor] kind.")
 @click.option("--workers", type=click.IntRange(min=1), help="Overrides [executor] workers.")
@@ -43,7 +46,7 @@ def compare(
     objectives: tuple[str, ...],
     only: tuple[str, ...],
     seeds: int | None,
-    out: Path | None,
+    out: str | None,
     executor: str | None,
     workers: int | None,
     address: str | None,
@@ -55,6 +58,7 @@ def compare(
     Examples:
         trainer compare --demo --out runs/compare
         trainer compare compare.toml --seeds 5 --workers 8
+        trainer compare compare.toml --out s3://bucket/compare --address auto
         trainer compare compare.toml --only triplet --objective ntxent:tau=0.05
 
     A comparison file is a run file with [compare] and any number of [[objective]] (label, name and settings of a loss)
@@ -67,12 +71,11 @@ def compare(
     import os
 
     from miner.artifacts.errors import BadInput
-    from miner.artifacts.lock import hold
-    from miner.artifacts.store import LocalStore
     from pipelines import loop
     from pipelines.compare.comparison import DEMO
     from pipelines.compare.schedule import Outcome, Plans, run_members
     from pipelines.executors import open_executor
+    from pipelines.places import only_writer, place
     from pipelines.progress import open_progress
 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -84,15 +87,14 @@ def compare(
     if comparison.base.executor.kind == "inline" and (workers or address):
         where = "--executor inline" if executor else f'kind = "inline" in {path}, or add --executor ray'
         raise click.UsageError(f"--workers and --address belong to Ray; leave them out with {where}.")
-    root = (out or Path("runs") / ("compare-demo" if demo else path.stem)).resolve()
-    store = LocalStore(root)
+    store = place(out if out is not None else f"runs/{'compare-demo' if demo else path.stem}")
     data = loop.describe(comparison.base)
     members = comparison.members(data.num_pairs)
     plans = Plans(members, data, store)
     if plan_only:
         _show_plan(plans)
         return
-    with hold(root):
+    with only_writer(store) as check:
         progress = open_progress()
         try:
             loop.prepare_data(comparison.base, data, store)
@@ -100,18 +102,19 @@ def compare(
             if any(step.state != "done" for steps in outcome.steps for step in steps):
                 opened = open_executor(comparison.base.executor, progress, many=True)
                 try:
-                    outcome = run_members(plans, opened, progress)
+                    outcome = run_members(plans, opened, progress, check)
                 finally:
                     opened.close()
         finally:
             progress.close()
-        _write(root, comparison, plans, outcome.steps)
+        check()
+        _write(comparison, plans, outcome.steps)
     if outcome.failed:
         number, reason = next(iter(outcome.failed.items()))
         others = len(outcome.failed) < len(members)
         raise BadInput(
             f"{len(outcome.failed)} of {len(members)} members cannot be trained, first {members[number].name}: {reason}"
-            + (f" The others are done and are the results in {root}." if others else "")
+            + (f" The others are done and are the results in {store.url}." if others else "")
         )
 
 
@@ -153,13 +156,16 @@ def _show_plan(plans: Any) -> None:
     click.echo(f"\n{len(plans.members)} members, at most {len(todo)} stages to run, at most {disk} of disk.")
 
 
-def _write(root: Path, comparison: Comparison, plans: Any, every: list[list[Any]]) -> None:
+def _write(comparison: Comparison, plans: Any, every: list[list[Any]]) -> None:
+    import tempfile
+
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet as pq
 
     from pipelines.compare.plot import plot_comparison
     from pipelines.compare.results import NOTE, member_rows, summarize, table
+    from pipelines.loop import keep
 
     rows = member_rows(plans.members, every, plans.store)
     if not rows:
@@ -173,13 +179,16 @@ def _write(root: Path, comparison: Comparison, plans: Any, every: list[list[Any]
         f"{_count(comparison.compare.seeds, 'seed')}, {_count(run.total_epochs, 'epoch')}, "
         f"{_count(rows[0]['updates'], 'update')} each"
     )
-    pq.write_table(columns, root / "results.parquet")
-    pyarrow.csv.write_csv(columns, root / "results.csv")
-    (root / "results.md").write_text(f"{title}\n\n{table(summaries, markdown=True)}\n\n{NOTE}\n")
-    plot_comparison(summaries, rows, root / "results.png", title)
-    click.echo(
-        f"{title}\n\n{table(summaries)}\n\n{NOTE}\n\n{root}: results.csv, results.parquet, results.md, results.png"
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        pyarrow.csv.write_csv(columns, root / "results.csv")
+        pq.write_table(columns, root / "results.parquet")
+        (root / "results.md").write_text(f"{title}\n\n{table(summaries, markdown=True)}\n\n{NOTE}\n")
+        plot_comparison(summaries, rows, root / "results.png", title)
+        files = {path.name: path.read_bytes() for path in sorted(root.iterdir())}
+    for name, data in files.items():
+        keep(plans.store, name, data)
+    click.echo(f"{title}\n\n{table(summaries)}\n\n{NOTE}\n\n{plans.store.url}: {', '.join(files)}")
 
 
 def _count(number: int, what: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from concurrent.futures import Executor as Pool
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ from pipelines.compare.comparison import Member
 from pipelines.executors import Executor
 from pipelines.jobs import settings_json
 from pipelines.loop import execute, tidy
+from pipelines.places import guarded
 from pipelines.plan import Step, plan
 from pipelines.progress import Progress
 from pipelines.stages import Data, declare
@@ -65,13 +66,16 @@ class Outcome:
     failed: dict[int, str] = field(default_factory=dict)
 
 
-def run_members(plans: Plans, executor: Executor, progress: Progress) -> Outcome:
+def run_members(
+    plans: Plans, executor: Executor, progress: Progress, check: Callable[[], None] = lambda: None
+) -> Outcome:
     """Do everything that is not done, `executor.parallel` stages at a time.
 
     What is wrong with one objective (a loss that is no longer finite) ends its members, not the others. Anything else
     is raised, with the name of the member and the stage, once the stages at work are finished; an interrupt at once.
+    `check` is as in `loop.run`.
     """
-    store = plans.store
+    store = guarded(plans.store, check)
     store.sweep("")
     for step in {step.prefix: step for steps in plans.steps() for step in steps if step.state == "done"}.values():
         tidy(step, store)
@@ -90,7 +94,7 @@ def run_members(plans: Plans, executor: Executor, progress: Progress) -> Outcome
                 if step.prefix not in [at_work.prefix for _, at_work in running.values()]:
                     name = f"{plans.members[number].name}: {step.stage.name}"
                     quiet = _Quiet(shared, name, step.stage.work)
-                    future = pool.submit(execute, step, every[number], texts[number], store, executor, quiet)
+                    future = pool.submit(execute, step, every[number], texts[number], store, executor, quiet, check)
                     running[future] = name, step
             if not running:
                 return Outcome(every, failed)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from miner.artifacts.manifest import Artifact, FileRecord
 from miner.artifacts.negatives import NegativeTable
 from miner.artifacts.pairs import Direction
+from miner.artifacts.place import Place
 from pipelines.jobs import Task
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ class FitJob:
 
     def train(self, said: Callable[[dict[str, Any]], None]) -> Artifact | None:
         """The checkpoint, committed by the first of the training's processes; None in the others."""
-        from trainer import epochs
         from trainer.checkpoint import Checkpoint
         from trainer.processes import Processes
         from trainer.training import fit
@@ -47,7 +47,7 @@ class FitJob:
         first_epoch, _ = settings.run.epochs_of(stage.round)
         draft = self.task.draft
         # Beside the artifact, wherever that is: whoever takes over, on any machine, goes on from the last epoch.
-        scratch = epochs.Place(draft.store, f"{draft.prefix}/{EPOCHS}")
+        scratch = Place(draft.store, f"{draft.prefix}/{EPOCHS}")
         history = []
 
         def told(log: EpochLog) -> None:
@@ -68,5 +68,5 @@ class FitJob:
         if not Processes.here().first:
             return None
         artifact = checkpoint.commit(draft, history)
-        draft.store.remove(scratch.prefix)
+        draft.store.remove(scratch.name)
         return artifact

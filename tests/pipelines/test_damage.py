@@ -23,6 +23,7 @@ from miner.artifacts.errors import AnotherWriter, BadInput, DamagedArtifact
 from miner.artifacts.lease import hold_lease
 from miner.artifacts.manifest import Draft, canonical_json, find_artifact
 from miner.artifacts.object_store import ObjectStore
+from miner.artifacts.place import Place
 from miner.artifacts.sealed import sealed
 from miner.artifacts.store import LocalStore
 from pipelines import log, loop
@@ -160,7 +161,7 @@ def _part(base: Path) -> Loose:
 
 
 def _epochs(base: Path) -> Loose:
-    place = epochs.Place(LocalStore(base), "epochs")
+    place = Place(LocalStore(base), "epochs")
     tensors = {"raw/a": torch.arange(12.0), "exp_avg/a": torch.ones(3)}
     for epoch in (1, 2):
         logs = [{"epoch": each, "loss": each / 7, "warm_up": False} for each in range(epoch + 1)]

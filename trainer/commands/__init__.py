@@ -11,6 +11,7 @@ from miner.artifacts.completion import files_in
 
 if TYPE_CHECKING:
     from miner.artifacts.manifest import Artifact, Draft
+    from miner.artifacts.place import Place
     from trainer.checkpoint import Checkpoint
     from trainer.data import Dataset
 
@@ -98,12 +99,12 @@ def _say_broken(dataset: Dataset) -> None:
         )
 
 
-def open_checkpoint(path: Path, data: str, fold: int, split: Any) -> tuple[Artifact, Checkpoint, Dataset]:
+def open_checkpoint(place: Place, data: str, fold: int, split: Any) -> tuple[Artifact, Checkpoint, Dataset]:
     """A checkpoint and the data to use it on. Raises BadInput when the two do not fit."""
     from miner.artifacts.manifest import open_artifact
     from trainer.checkpoint import CHECKPOINT, Checkpoint
 
-    artifact = open_artifact(path, CHECKPOINT)
+    artifact = open_artifact(place, CHECKPOINT)
     found, dataset = Checkpoint.open(artifact), open_dataset(data, fold, split)
     check_fits(found, dataset)
     return artifact, found, dataset

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from miner.artifacts.command import align
+from miner.artifacts.command import PLACE, align
 from trainer.commands import DATA, FOLD, FOLDER, LOSSES, SPLIT, check_fits, open_dataset
 
 if TYPE_CHECKING:
+    from miner.artifacts.place import Place
     from trainer.data import Dataset
     from trainer.plugins import Round
 
@@ -30,16 +31,16 @@ nearer           share of the negatives that count which the loss pulls nearer i
 @DATA
 @FOLD
 @click.option(
-    "--checkpoint", "checkpoints", multiple=True, type=FOLDER, help="What `trainer fit` wrote; repeat it for rounds."
+    "--checkpoint", "checkpoints", multiple=True, type=PLACE, help="What `trainer fit` wrote; repeat it for rounds."
 )
 @click.option(
     "--negatives",
     "tables",
     multiple=True,
-    type=FOLDER,
+    type=PLACE,
     help="Tables of offline negatives to count with each checkpoint; as many as checkpoints.",
 )
-@click.option("--run", "run_folder", type=FOLDER, help="A run folder: all its finished rounds, with their tables.")
+@click.option("--run", "run_place", type=PLACE, help="Where a run lives: all its finished rounds, with their tables.")
 @click.option(
     "--loss",
     "loss_names",
@@ -58,9 +59,9 @@ nearer           share of the negatives that count which the loss pulls nearer i
 def analyze(
     data: str,
     fold: int,
-    checkpoints: tuple[Path, ...],
-    tables: tuple[Path, ...],
-    run_folder: Path | None,
+    checkpoints: tuple[Place, ...],
+    tables: tuple[Place, ...],
+    run_place: Place | None,
     loss_names: tuple[str, ...],
     split: str,
     batch_size: int,
@@ -88,9 +89,9 @@ def analyze(
     from trainer.analyze import analyze as count
     from trainer.encode import default_device
 
-    if bool(checkpoints) == (run_folder is not None):
+    if bool(checkpoints) == (run_place is not None):
         raise click.UsageError("give either --checkpoint (one or more) or --run.")
-    if run_folder is not None and tables:
+    if run_place is not None and tables:
         raise click.UsageError("--run brings the tables of its rounds; leave --negatives out.")
     if tables and len(tables) != len(checkpoints):
         raise click.UsageError(f"{len(checkpoints)} --checkpoint but {len(tables)} --negatives; give one for each.")
@@ -102,7 +103,7 @@ def analyze(
             "--negatives: no --loss given here uses offline negatives; add one (aoq, or offline=...), or leave it out."
         )
     dataset = open_dataset(data, fold, split)
-    rounds = _rounds(dataset, checkpoints, tables, run_folder)
+    rounds = _rounds(dataset, checkpoints, tables, run_place)
     sweep = [Threshold(value) for value in sorted(set(thresholds))] or thresholds_for(batch_size)
     rows = []
     for found in rounds:
@@ -128,18 +129,18 @@ def analyze(
 
 
 def _rounds(
-    dataset: Dataset, checkpoints: tuple[Path, ...], tables: tuple[Path, ...], run_folder: Path | None
+    dataset: Dataset, checkpoints: tuple[Place, ...], tables: tuple[Place, ...], run_place: Place | None
 ) -> list[Round]:
     from miner.artifacts.errors import BadInput
     from trainer.checkpoint import Checkpoint
     from trainer.plugins import Round, plugged_in
     from trainer.tables import open_tables
 
-    if run_folder is not None:
+    if run_place is not None:
         reader = next(iter(plugged_in("rounds").values()), None)
         if reader is None:
             raise BadInput("--run: this installation does not know quintain's entry points; install it again.")
-        of_run: list[Round] = reader.load()(run_folder, dataset)
+        of_run: list[Round] = reader.load()(run_place, dataset)
         return of_run
     found = []
     for row, path in enumerate(checkpoints):

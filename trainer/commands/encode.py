@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from miner.artifacts.command import PLACE
 from trainer.commands import (
     BACKBONES,
     DATA,
@@ -23,6 +24,9 @@ from trainer.commands import (
 )
 from trainer.commands._progress import Progress
 
+if TYPE_CHECKING:
+    from miner.artifacts.place import Place
+
 _OF_CHECKPOINT = ("shard_rows",)
 _OF_BACKBONE = ("regions", "pool", "image_size", "batch_size", "dtype")
 
@@ -30,7 +34,7 @@ _OF_BACKBONE = ("regions", "pool", "image_size", "batch_size", "dtype")
 @click.command()
 @DATA
 @FOLD
-@click.option("--checkpoint", type=FOLDER, help="What `trainer fit` wrote: vectors for `miner mine`.")
+@click.option("--checkpoint", type=PLACE, help="What `trainer fit` wrote: vectors for `miner mine`.")
 @click.option(
     "--backbone",
     shell_complete=BACKBONES,
@@ -62,7 +66,7 @@ _OF_BACKBONE = ("regions", "pool", "image_size", "batch_size", "dtype")
 def encode(
     data: str,
     fold: int,
-    checkpoint: Path | None,
+    checkpoint: Place | None,
     backbone: str | None,
     split: str | None,
     out: Path,
@@ -100,7 +104,7 @@ def encode(
 
 
 def _vectors(
-    data: str, fold: int, checkpoint: Path, split: str, out: Path, shard_rows: int | None, threads: int
+    data: str, fold: int, checkpoint: Place, split: str, out: Path, shard_rows: int | None, threads: int
 ) -> None:
     import torch
 

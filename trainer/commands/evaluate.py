@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from miner.artifacts.command import PLACE
 from trainer.commands import (
     DATA,
     FOLD,
@@ -25,6 +26,7 @@ from trainer.commands._progress import Progress
 
 if TYPE_CHECKING:
     from miner.artifacts.pairs import Pairs
+    from miner.artifacts.place import Place
     from trainer.judgements import Judgements
 
 
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     "checkpoints",
     required=True,
     multiple=True,
-    type=FOLDER,
+    type=PLACE,
     help="What `trainer fit` wrote; repeat it for an ensemble: the mean of the models' scores.",
 )
 @click.option("--split", type=SPLIT, default="test", show_default=True)
@@ -66,7 +68,7 @@ if TYPE_CHECKING:
 def evaluate(
     data: str,
     fold: int,
-    checkpoints: tuple[Path, ...],
+    checkpoints: tuple[Place, ...],
     split: str,
     protocol: str,
     fold_images: int,
@@ -83,6 +85,7 @@ def evaluate(
     Examples:
         trainer evaluate --data emoji --checkpoint runs/model1
         trainer evaluate --data emoji --split dev --checkpoint runs/model1 --out runs/dev
+        trainer evaluate --data emoji --checkpoint s3://bucket/runs/nightly/best
         trainer evaluate --data precomp:folder=coco,test=testall --checkpoint runs/a --checkpoint runs/b \\
             --protocol folds
         trainer evaluate --data precomp:folder=coco,test=testall --checkpoint runs/a \\
@@ -124,7 +127,7 @@ def evaluate(
         raise click.UsageError("--name belongs to --latex; add it, or leave --name out.")
     if protocol == "full" and was_given("fold_images"):
         raise click.UsageError("--fold-images belongs to --protocol folds; add it, or leave --fold-images out.")
-    artifacts = [open_artifact(path, CHECKPOINT) for path in checkpoints]
+    artifacts = [open_artifact(place, CHECKPOINT) for place in checkpoints]
     if len({artifact.manifest.fingerprint for artifact in artifacts}) < len(artifacts):
         raise BadInput("--checkpoint: the same model twice; an ensemble of it is the model itself: give each one once.")
     dataset = open_dataset(data, fold, split)
@@ -173,7 +176,7 @@ def evaluate(
     if as_json:
         click.echo(written.decode(), nl=False)
     elif as_latex:
-        click.echo(latex_row(name or " + ".join(path.resolve().name for path in checkpoints), measured))
+        click.echo(latex_row(name or " + ".join(place.last for place in checkpoints), measured))
     else:
         what = f", mean over {num_folds} folds of {size} images" if num_folds else ""
         what += f", ensemble of {len(opened)} models" if len(opened) > 1 else ""

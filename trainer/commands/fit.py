@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from miner.artifacts.command import PLACE
 from trainer.commands import (
     DATA,
     FOLD,
@@ -22,6 +23,7 @@ from trainer.commands import (
 )
 
 if TYPE_CHECKING:
+    from miner.artifacts.place import Place
     from trainer.training import EpochLog
 
 __all__ = ["fit", "say_epoch"]
@@ -41,13 +43,13 @@ __all__ = ["fit", "say_epoch"]
     "--loss", metavar="NAME[:KEY=VALUE,...]", shell_complete=LOSSES, help="Objective; see below. [default: triplet]"
 )
 @click.option("--quintuplet", is_flag=True, help="Train on offline negatives too (AOQ); needs --negatives.")
-@click.option("--negatives", type=FOLDER, help="What `miner mine` wrote for this data: i2t/ and t2i/.")
+@click.option("--negatives", type=PLACE, help="What `miner mine` wrote for this data: i2t/ and t2i/.")
 @click.option(
     "--form", type=click.Choice(["OffTri", "OffQuin", "AdapOffQuin"]), help="Form of AOQ. [default: AdapOffQuin]"
 )
 @click.option(
     "--start",
-    type=FOLDER,
+    type=PLACE,
     help="Checkpoint to go on from, and its model unless --model says another. [default: fresh weights]",
 )
 @click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True, help="Epochs to add.")
@@ -83,9 +85,9 @@ def fit(
     model: str | None,
     loss: str | None,
     quintuplet: bool,
-    negatives: Path | None,
+    negatives: Place | None,
     form: str | None,
-    start: Path | None,
+    start: Place | None,
     settings: Path | None,
     **fit_flags: Any,
 ) -> None:
