@@ -14,11 +14,14 @@ from miner.artifacts.errors import BadInput
 from miner.artifacts.negatives import NegativeBlock
 from miner.artifacts.pairs import Direction, Pairs, sides
 
-__all__ = ["Score", "recall", "rescore"]
+__all__ = ["Score", "ScoreTable", "recall", "rescore"]
 
 Rows = npt.NDArray[np.int64]
 # The row of an anchor and the rows of some items of the gallery, (n,) -> their scores (n,) float32
 Score = Callable[[int, Rows], npt.NDArray[np.float32]]
+# The rows of some anchors (a,) and of items of the gallery (n,) -> the scores of all with all, (a, n) float32
+ScoreTable = Callable[[Rows, Rows], npt.NDArray[np.float32]]
+_ANCHORS = 64
 
 
 def rescore(block: NegativeBlock, score: Score, pairs: Pairs, direction: Direction, k: int) -> NegativeBlock:
@@ -58,7 +61,7 @@ def rescore(block: NegativeBlock, score: Score, pairs: Pairs, direction: Directi
 
 
 def recall(
-    block: NegativeBlock, score: Score, pairs: Pairs, direction: Direction, k: int, depths: tuple[int, ...] = ()
+    block: NegativeBlock, score: ScoreTable, pairs: Pairs, direction: Direction, k: int, depths: tuple[int, ...] = ()
 ) -> dict[str, float]:
     """{"10": 0.98, ...}: share of an anchor's truly hardest n negatives that are among its candidates, by n.
 
@@ -72,11 +75,12 @@ def recall(
     wanted = sorted({*(n for n in depths if n < k), k})
     shares: list[list[float]] = []
     for at, anchor in enumerate(block.anchor_rows.tolist()):
-        free = np.setdiff1d(order, positives[offsets[anchor] : offsets[anchor + 1]])
-        if len(free) == 0:
+        if at % _ANCHORS == 0:
+            scores = score(block.anchor_rows[at : at + _ANCHORS], order)
+        free = ~np.isin(order, positives[offsets[anchor] : offsets[anchor + 1]])
+        if not free.any():
             continue
-        free = free[np.argsort(place[free])]
-        truth = free[_best(free, score(anchor, free), place, k)]
+        truth = order[free][_best(order[free], scores[at % _ANCHORS][free], place, k)]
         there = np.isin(truth, block.negatives[at])
         shares.append([float(there[:n].mean()) for n in wanted])
     means = np.mean(shares, axis=0) if shares else np.full(len(wanted), np.nan)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from miner.artifacts.negatives import NegativeBlock, NegativeTable
     from miner.artifacts.pairs import Pairs
     from miner.artifacts.place import Place
-    from miner.rescore import Score
+    from miner.rescore import Score, ScoreTable
 
 __all__ = ["rescore"]
 
@@ -62,7 +62,7 @@ def rescore(
     from miner.artifacts.pairs import Direction, Side, sides
     from trainer import models
     from trainer.encode import default_device, quiet
-    from trainer.rescoring import scorer
+    from trainer.rescoring import Scorer
     from trainer.tables import open_tables
 
     artifact, found, dataset = open_checkpoint(checkpoint, data, fold, "train")
@@ -102,10 +102,10 @@ def rescore(
             click.echo(f"{direction}: already done, {out / direction}")
             continue
         order = pairs.order(sides(direction)[0])
-        score = scorer(model, images, texts, direction)
+        score = Scorer(model, images, texts, direction)
         click.echo(f"{direction}: scoring {min(recall_sample, len(order))} anchors with everything", err=True)
         with quiet(model, threads=1):
-            measured = _measured(table, score, pairs, order, k, recall_sample)
+            measured = _measured(table, score.table, pairs, order, k, recall_sample)
             with click.progressbar(length=len(order), label=direction, show_pos=True) as bar:
                 blocks = _ranked(table, score, pairs, order, k, bar)
                 about = {
@@ -130,7 +130,7 @@ def _block(table: NegativeTable, rows: Any) -> NegativeBlock:
     return NegativeBlock(rows, table.negatives[rows], table.scores[rows], table.lowest_positive[rows])
 
 
-def _measured(table: NegativeTable, score: Score, pairs: Pairs, order: Any, k: int, sample: int) -> dict[str, Any]:
+def _measured(table: NegativeTable, score: ScoreTable, pairs: Pairs, order: Any, k: int, sample: int) -> dict[str, Any]:
     """{"anchors", "recall": {...}} over anchors drawn evenly."""
     import numpy as np
 

@@ -8,8 +8,10 @@ They lie in an embeddings artifact, cut into the same shards.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -73,6 +75,15 @@ class ElementLists:
         first = np.concatenate([[0], np.cumsum([len(lengths) for _, lengths in shards])]).astype(np.int64)
         return cls(tuple(values for values, _ in shards), offsets, first)
 
+    @cached_property
+    def _starts(self) -> npt.NDArray[np.int64]:
+        """(rows,): where in its shard each row begins."""
+        return np.concatenate([offsets[:-1] for offsets in self.offsets])
+
+    @cached_property
+    def _lengths(self) -> npt.NDArray[np.int64]:
+        return np.concatenate([np.diff(offsets) for offsets in self.offsets])
+
     def __len__(self) -> int:
         return int(self.first_rows[-1])
 
@@ -89,10 +100,14 @@ class ElementLists:
         shard_of, starts, lengths = self._spans(rows)
         longest = int(lengths.max(initial=1))
         found = np.empty((len(rows), longest, self.dim), dtype=self.values[0].dtype)
-        for shard in np.unique(shard_of):
-            here = np.flatnonzero(shard_of == shard)
-            at = np.minimum(starts[here, None] + np.arange(longest), len(self.values[shard]) - 1)
-            found[here] = self.values[shard][at]
+        at = starts[:, None] + np.arange(longest)
+        # Runs of one shard each: with rows in order, as many as there are shards.
+        cuts = [0, *(np.flatnonzero(np.diff(shard_of)) + 1), len(rows)]
+        for start, stop in itertools.pairwise(cuts):
+            if start < stop:
+                # Beyond the shard's last element that one stands again.
+                values = self.values[shard_of[start]]
+                np.take(values, at[start:stop], axis=0, mode="clip", out=found[start:stop])
         return found, lengths
 
     def _spans(
@@ -100,10 +115,5 @@ class ElementLists:
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """(shard, first element there, length) of every row."""
         shard_of = np.searchsorted(self.first_rows, rows, side="right") - 1
-        starts, lengths = np.empty(len(rows), dtype=np.int64), np.empty(len(rows), dtype=np.int64)
-        for shard in np.unique(shard_of):
-            here = shard_of == shard
-            local = rows[here] - self.first_rows[shard]
-            starts[here] = self.offsets[shard][local]
-            lengths[here] = self.offsets[shard][local + 1] - starts[here]
-        return shard_of, starts, lengths
+        starts = self._starts[rows]
+        return shard_of, starts, self._lengths[rows]

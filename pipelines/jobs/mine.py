@@ -152,20 +152,20 @@ class MineJob:
         size = min(self.task.stage.parameters["recall_sample"], len(self.order))
         sample = self.order[np.sort(random.choice(len(self.order), size, replace=False))]
         with self._score() as score:
-            found = recall(self._search(sample), score, self.pairs, self.direction, self.k, depths=(1, 10))
+            found = recall(self._search(sample), score.table, self.pairs, self.direction, self.k, depths=(1, 10))
         return self.task.draft.add_part(_RECALL, canonical_json({"anchors": size, "recall": found}), size)
 
     @contextlib.contextmanager
     def _score(self) -> Iterator[Any]:
         """The model's own score of an anchor with rows of the gallery."""
         from trainer.encode import quiet
-        from trainer.rescoring import scorer
+        from trainer.rescoring import Scorer
 
         store = self.task.draft.store
         model = model_at(store, self.task.prefix("checkpoint"))
         images, texts = (_elements(store, self.task.prefix(side)) for side in get_args(Side))
         with quiet(model, threads=1):
-            yield scorer(model, images, texts, self.direction)
+            yield Scorer(model, images, texts, self.direction)
 
     def _blocks(self) -> Iterator[NegativeBlock]:
         for name in self.names[: len(self.ranges)]:

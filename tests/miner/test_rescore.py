@@ -88,7 +88,7 @@ def test_recall_is_the_share_of_the_truly_hardest(direction: Direction) -> None:
             top = hardest[: int(depth)]
             if top:
                 shares.append(np.mean([row in block.negatives[at] for row in top]))
-    found = recall(block, lambda anchor, rows: matrix[anchor, rows], pairs, direction, 4, depths=(1, 2, 10))
+    found = recall(block, lambda anchors, rows: matrix[np.ix_(anchors, rows)], pairs, direction, 4, depths=(1, 2, 10))
     assert found == {depth: pytest.approx(np.mean(shares), abs=1e-6) for depth, shares in wanted.items()}
     assert 0 < found["4"] < 1
 
@@ -97,7 +97,7 @@ def test_everything_as_candidates_has_recall_one() -> None:
     pairs = many_to_many()
     matrix = second_score(pairs, "i2t")
     block = candidates(pairs, "i2t", len(pairs.text_ids))
-    assert set(recall(block, lambda anchor, rows: matrix[anchor, rows], pairs, "i2t", 5).values()) == {1.0}
+    assert set(recall(block, lambda anchors, rows: matrix[np.ix_(anchors, rows)], pairs, "i2t", 5).values()) == {1.0}
 
 
 def test_bad_scores_and_too_few_candidates_are_refused() -> None:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from miner.artifacts.pairs import Side
 from trainer import registry
 from trainer.text import Tokenizer, Vocabulary
 
@@ -69,11 +70,13 @@ class Encoder(nn.Module):
 class Elements:
     """Regions of images or words of texts: `values` (n, length, dim), of which the first `lengths` (n,) count.
 
-    What lies beyond an item's length may be anything, but finite. Both on one device.
+    What lies beyond an item's length may be anything, but finite. `gram` (n, length, length) are the products of an
+    item's elements with each other, where they are known; see `PairScorer.uses_gram`. All on one device.
     """
 
     values: Tensor
     lengths: Tensor
+    gram: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -91,7 +94,8 @@ class Elements:
 
     def take(self, rows: Tensor) -> Elements:
         """The items `rows` (m,), as they are padded here."""
-        return Elements(self.values.index_select(0, rows), self.lengths.index_select(0, rows))
+        gram = None if self.gram is None else self.gram.index_select(0, rows)
+        return Elements(self.values.index_select(0, rows), self.lengths.index_select(0, rows), gram)
 
 
 class PairScorer(Encoder):
@@ -100,6 +104,10 @@ class PairScorer(Encoder):
     No index can search such a score. `encode_images` and `encode_texts` give a pooled vector to search with; the score
     itself is `scores`, or `pair_scores` for given pairs.
     """
+
+    def uses_gram(self, side: Side, size: int) -> bool:
+        """Whether it helps to compute `Elements.gram` of a side once, in `size` bytes, and to give it along."""
+        return False
 
     def image_elements(self, images: Tensor) -> Elements:
         """Images as the data format gives them, (B, ...) -> regions (B, regions, element_dim) float32."""

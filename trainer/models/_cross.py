@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
-from miner.artifacts.pairs import Direction
+from miner.artifacts.pairs import Direction, Side, sides
 from trainer.models import Elements, PairScorer
 from trainer.models._attention import View
 from trainer.models._towers import WordStates, linear
@@ -25,6 +25,7 @@ __all__ = ["CrossAttention", "Settings"]
 _TEXTS = 16
 # Products of a block: on a CPU what its caches hold, elsewhere enough to keep a GPU busy.
 _CPU_BLOCK, _BLOCK = 1 << 18, 1 << 24
+_NARROW = 32  # words
 # For every product and direction, floats that are kept for the gradient or held at once.
 _COPIES = 10
 
@@ -61,6 +62,10 @@ class CrossAttention(PairScorer):
         """Who attends: words to regions in "t2i", regions to words in "i2t". The score is the sum over these."""
         raise NotImplementedError
 
+    def uses_gram(self, side: Side, size: int) -> bool:
+        attended = [sides(direction)[1] for direction in self.directions]
+        return side in attended and size <= self.settings.memory_mib << 20
+
     def compare(self, direction: Direction, view: View) -> Tensor:
         """One direction's part of the scores of a block, (context items, query items)."""
         raise NotImplementedError
@@ -78,11 +83,11 @@ class CrossAttention(PairScorer):
     def scores(self, images: Elements, texts: Elements) -> Tensor:
         if not (len(images) and len(texts)):
             return images.values.new_zeros(len(images), len(texts))
-        images, image_places = _shortest_first(images)
-        texts, text_places = _shortest_first(texts)
         room, area = self._room(images), images.values.shape[1] * texts.values.shape[1]
-        texts_at_once = min(max(_TEXTS, room // (area * len(images))), max(1, room // area))
+        texts_at_once = min(max(_TEXTS, room // (area * len(images))), max(1, room // area), len(texts))
         images_at_once = max(1, room // (area * texts_at_once))
+        images, image_places = _shortest_first(images, images_at_once)
+        texts, text_places = _shortest_first(texts, texts_at_once)
         run = self._runner(_padded(images, images_at_once) * _padded(texts, texts_at_once), images, texts)
         with torch.autocast(images.values.device.type, enabled=False):
             image_blocks = list(self._blocks(images, images_at_once, "t2i"))
@@ -114,17 +119,22 @@ class CrossAttention(PairScorer):
 
         Without: (n, 1) of image and text i.
         """
+        paired = words is None
         if words is None:
             products = torch.bmm(images.values, texts.values.transpose(1, 2))[..., None]
-            turned = products.transpose(1, 2)
+            counts = texts.mask[:, None, :, None]
         else:
-            products = images.values.flatten(0, 1) @ words.T
+            regions = images.values.flatten(0, 1)
+            # The product of a tall matrix with a narrow one takes twice as long as that of a flat one with a wide one.
+            products = (words @ regions.T).T if len(words) < _NARROW else regions @ words.T
             if first_words_first:
-                products = products.view(*images.mask.shape, *texts.mask.T.shape)
+                products = products.reshape(*images.mask.shape, *texts.mask.T.shape)
             else:
-                products = products.view(*images.mask.shape, *texts.mask.shape).transpose(2, 3)
-            turned = products.permute(3, 2, 1, 0)
-        paired = words is None
+                products = products.reshape(*images.mask.shape, *texts.mask.shape).transpose(2, 3)
+            counts = texts.mask.T
+        if images.padded or texts.padded:
+            products = products.masked_fill(~(images.mask[:, :, None, None] & counts), 0)
+        turned = products.transpose(1, 2) if paired else products.permute(3, 2, 1, 0)
         found = []
         if "t2i" in self.directions:
             found.append(self.compare("t2i", _view(products, images, texts, paired)))
@@ -135,9 +145,19 @@ class CrossAttention(PairScorer):
 
     def _blocks(self, elements: Elements, at_once: int, context_of: Direction) -> Iterator[_Block]:
         for run in _runs(elements, at_once):
-            values = run.values if bool(run.mask.all()) else run.values.masked_fill(~run.mask[:, :, None], 0)
-            gram = torch.bmm(values, values.transpose(1, 2)) if context_of in self.directions else None
-            yield _Block(values, run.mask, values.square().sum(2), gram)
+            values, mask, padded = run.values, run.mask, not bool(run.mask.all())
+            if padded and values.requires_grad and torch.is_grad_enabled():
+                # 0 times what overflows in padding would be its gradient. Else what is computed of elements is masked:
+                # it is smaller.
+                values, padded = values.masked_fill(~mask[:, :, None], 0), False
+            gram = squares = None
+            if context_of in self.directions:
+                gram = torch.bmm(values, values.transpose(1, 2)) if run.gram is None else run.gram
+                gram = gram.masked_fill(~(mask[:, :, None] & mask[:, None]), 0) if padded else gram
+            if self.directions != (context_of,):
+                squares = torch.linalg.vector_norm(values, dim=2).square()
+                squares = squares.masked_fill(~mask, 0) if padded else squares
+            yield _Block(values, mask, padded, squares, gram)
 
     def _bytes(self) -> int:
         return 4 * _COPIES * len(self.directions)
@@ -157,26 +177,28 @@ class CrossAttention(PairScorer):
 
 @dataclass(frozen=True)
 class _Block:
-    """Some items: elements (n, K, dim), zero where `mask` (n, K) says they do not count, their squared lengths (n, K).
+    """Some items: elements (n, K, dim), of which those count that `mask` (n, K) says; the others are 0 unless `padded`.
 
-    `gram` (n, K, K), of items that are attended to.
+    0 at those: `squares` (n, K), squared lengths, of items that ask, `gram` (n, K, K) of items that are attended to.
     """
 
     values: Tensor
     mask: Tensor
-    squares: Tensor
+    padded: bool
+    squares: Tensor | None
     gram: Tensor | None
 
 
 def _view(products: Tensor, contexts: _Block, queries: _Block, paired: bool) -> View:
     assert contexts.gram is not None
+    assert queries.squares is not None
     mask, squares = (each[:, :, None] if paired else each.T[None] for each in (queries.mask, queries.squares))
     return View(products.contiguous(), contexts.gram, contexts.mask[:, :, None, None], mask, squares)
 
 
-def _shortest_first(elements: Elements) -> tuple[Elements, Tensor | None]:
-    """Items in order of length, and where each item went; None when all stay."""
-    if bool((elements.lengths[1:] >= elements.lengths[:-1]).all()):
+def _shortest_first(elements: Elements, at_once: int) -> tuple[Elements, Tensor | None]:
+    """Items in order of length, and where each item went; None when all stay, as they do where one run holds all."""
+    if len(elements) <= at_once or bool((elements.lengths[1:] >= elements.lengths[:-1]).all()):
         return elements, None
     order = elements.lengths.argsort(stable=True)
     places = torch.empty_like(order)
@@ -186,10 +208,11 @@ def _shortest_first(elements: Elements) -> tuple[Elements, Tensor | None]:
 
 def _runs(elements: Elements, at_once: int) -> Iterator[Elements]:
     """`at_once` items at a time, cut to the longest of them."""
-    longest = [int(run.max()) for run in torch.split(elements.lengths.cpu(), at_once)]
-    parts = zip(torch.split(elements.values, at_once), torch.split(elements.lengths, at_once), longest, strict=True)
-    for values, lengths, length in parts:
-        yield Elements(values[:, :length], lengths)
+    for start in range(0, len(elements), at_once):
+        lengths = elements.lengths[start : start + at_once]
+        length = int(lengths.max())
+        gram = None if elements.gram is None else elements.gram[start : start + at_once, :length, :length]
+        yield Elements(elements.values[start : start + at_once, :length], lengths, gram)
 
 
 def _padded(elements: Elements, at_once: int) -> int:
