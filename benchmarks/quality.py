@@ -207,10 +207,15 @@ def run_member(work: Path, source: Path, record: Record, model: str, seed: int, 
         print(f"{model} seed {seed} {arm}: {line['rsum']:.1f}", file=sys.stderr, flush=True)
 
 
+def _cost_of(arm: str) -> str:
+    """Which arm's costs are its own."""
+    return "loop" if arm.partition(" ")[0] in ("loop", "paper") else "near"
+
+
 def seconds_of(work: Path, record: Record, model: str, arm: str, steps_per_epoch: int) -> Any:
     """Seconds of training and mining up to the end of every round, the first being 0, by the measured costs."""
     mode = arm.partition(" ")[0]
-    cost = costs_of(work, record, model, "loop" if mode in ("loop", "paper") else "near")
+    cost = costs_of(work, record, model, _cost_of(arm))
     online, offline = (steps_per_epoch * cost[f"{loss} step"] for loss in ("triplet", "quintuplet"))
     if mode == "paper":
         return np.array(
@@ -234,8 +239,8 @@ def costs_of(work: Path, record: Record, model: str, mode: str) -> dict[str, Any
     from pipelines.log import lines as log_lines
     from pipelines.summary import seconds_by_prefix
 
-    raw, what = settings_of(model, 0, f"{mode} AdapOffQuin", steps_per_epoch=100), f"cost of {model} {mode}"
-    if (known := record.find(what, raw)) is not None:
+    raw, what, known = _cost(record, model, mode)
+    if known is not None:
         return known
     _, steps, store = train(raw, work, work / "cost" / f"{MODELS[model]['model']['name']}-{mode}")
     spent = seconds_by_prefix(store)
@@ -250,6 +255,12 @@ def costs_of(work: Path, record: Record, model: str, mode: str) -> dict[str, Any
         "mining": sum(spent[s.prefix] for s in steps if s.stage.round == 1 and s.stage.work in TRAINING[:3]),
     }
     return record.add(what, raw, costs)
+
+
+def _cost(record: Record, model: str, mode: str) -> tuple[dict[str, Any], str, dict[str, Any] | None]:
+    """The settings it is measured with, what it is called, and what is known of it."""
+    raw, what = settings_of(model, 0, f"{mode} AdapOffQuin", steps_per_epoch=100), f"cost of {model} {mode}"
+    return raw, what, record.find(what, raw)
 
 
 def plot(found: Found, work: Path, record: Record, out: Path) -> None:
@@ -286,6 +297,23 @@ def report(found: Found) -> None:
                     less = [members[seed][name] - by_arm[baseline][seed][name] for seed in both]
                     said.append(f"(minus {baseline}: {interval(less)})")
             print("  ".join(said))
+
+
+def table(found: Found, said: tuple[str, ...] = METRICS[:1] + METRICS[3:5]) -> None:
+    """A line of Markdown for every model and arm that mines: what it has over the triplet, both ways."""
+    print(f"| model | arm | seeds | {' | '.join(f'{name}, equal updates | equal time' for name in said)} |")
+    print("|---" * (3 + 2 * len(said)) + "|")
+    for model, by_arm in found.items():
+        for arm, members in by_arm.items():
+            if "," in arm or arm == "triplet":
+                continue
+            cells = []
+            for name in said:
+                for baseline in ("triplet", f"triplet, {arm.partition(' ')[0]}'s time"):
+                    others = by_arm.get(baseline, {})
+                    less = [members[seed][name] - others[seed][name] for seed in sorted(members.keys() & others.keys())]
+                    cells.append(f"{'+' if np.mean(less) >= 0 else ''}{interval(less)}" if less else "")
+            print(f"| {model} | {arm} | {len(members)} | {' | '.join(cells)} |")
 
 
 @click.command(help=__doc__)
@@ -340,6 +368,8 @@ def main(
             if mode not in MODES:
                 raise click.BadParameter(f"{mode!r} is none of {', '.join(MODES)}.", param_hint="--equal-time")
             for arm in ("triplet", *(a for a in chosen if a.partition(" ")[0] in {"loop", "near"} - {mode})):
+                if known and not all(_cost(record, model, of)[2] for of in {_cost_of(arm), _cost_of(mode)}):
+                    continue
                 timed = steps_in_equal_time(work, record, model, arm, mode)
                 plan[model].append((f"{arm}, {mode}'s time", timed))
     # Seeds outermost: a benchmark that is stopped early has still seen every model.
@@ -356,6 +386,7 @@ def main(
                 found.setdefault(model, {}).setdefault(arm, {})[seed] = line
     print("test rsum and R-precision with people's positives; mean and 95% interval over seeds")
     report(found)
+    table(found)
     if picture:
         plot(found, work, record, picture)
 
