@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 from miner.artifacts.command import align
+from miner.artifacts.pairs import Direction
 from pipelines.plan import Step
 from pipelines.report import RoundView
 
 __all__ = ["plan_table", "size", "summary_table"]
 
+_DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -43,35 +46,32 @@ def plan_table(steps: Sequence[Step]) -> str:
 
 
 def summary_table(views: Sequence[RoundView]) -> str:
-    """Per round, the best marked: rsum and R@1 of dev and test, hardness and overlap of the tables, seconds per stage.
+    """Per round, the best marked: rsum and R@1 of dev and test; hardness and overlap of the tables; seconds per stage.
 
     Where contributions were counted, also negatives per query that contribute to the loss, in the batch + offline. With
     tables that an older model mined, also updates between that and the model that training began with.
     """
+    scores = [["round", "dev rsum", "i2t R@1", "t2i R@1", "test rsum", "i2t R@1", "t2i R@1"]]
+    mined = [["round", "hardness i2t", "t2i", "overlap i2t", "t2i"]]
+    spent = [["round", "encode s", "index s", "mine s", "fit s", "evaluate s"]]
     counted, stale = any(view.contributing for view in views), any(view.stale_steps for view in views)
-    head = ["round"]
-    for split in ("dev", "test"):
-        head += [f"{split} rsum", "i2t R@1", "t2i R@1"]
-    head += ["hardness i2t", "t2i", "overlap i2t", "t2i", "encode s", "index s", "mine s", "fit s", "eval s"]
-    head += ["contributing i2t", "t2i"] if counted else []
-    head += ["tables' age"] if stale else []
-    rows = [head]
+    mined[0] += ["contributing i2t", "t2i"] * counted + ["tables' age"] * stale
     for view in views:
-        row = [("best " if view.best else "") + str(view.round)]
-        for split in ("dev", "test"):
-            found = view.metrics[split]
-            row += [f"{found[key]:.1f}" for key in ("rsum", "i2t_r1", "t2i_r1")]
-        row += [f"{view.hardness[d]:+.3f}" if d in view.hardness else "-" for d in ("i2t", "t2i")]
-        row += [f"{view.overlap[d]:.0%}" if d in view.overlap else "-" for d in ("i2t", "t2i")]
+        name = ("best " if view.best else "") + str(view.round)
+        found = [view.metrics[split][key] for split in ("dev", "test") for key in ("rsum", "i2t_r1", "t2i_r1")]
+        scores.append([name, *(f"{value:.1f}" for value in found)])
+        row = [f"{view.hardness[d]:+.3f}" if d in view.hardness else "-" for d in _DIRECTIONS]
+        row += [f"{view.overlap[d]:.0%}" if d in view.overlap else "-" for d in _DIRECTIONS]
+        row += [_contributing(view, direction) for direction in _DIRECTIONS] * counted
+        row += ["-" if view.stale_steps is None else f"{view.stale_steps} steps"] * stale
+        if {*row} != {"-"}:
+            mined.append([name, *row])
+        seconds = []
         for works in (("encode",), ("index",), ("tune", "mine"), ("fit",), ("evaluate",)):
-            spent = [seconds for stage, seconds in view.seconds.items() if stage.split("-")[0] in works]
-            row.append(f"{sum(spent):.1f}" if spent else "-")
-        if counted:
-            row += [_contributing(view, direction) for direction in ("i2t", "t2i")]
-        if stale:
-            row.append("-" if view.stale_steps is None else f"{view.stale_steps} steps")
-        rows.append(row)
-    return align(rows)
+            took = [seconds for stage, seconds in view.seconds.items() if stage.split("-")[0] in works]
+            seconds.append(f"{sum(took):.1f}" if took else "-")
+        spent.append([name, *seconds])
+    return "\n\n".join(align(table) for table in (scores, mined, spent) if len(table) > 1)
 
 
 def _contributing(view: RoundView, direction: str) -> str:

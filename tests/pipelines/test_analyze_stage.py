@@ -91,7 +91,10 @@ def test_the_closing_table_shows_what_was_counted(counted: tuple[Settings, Path,
     _, root, steps = counted
     store = LocalStore(root)
     views = round_views(list(steps.values()), store, open_pairs(artifact_at(store, PAIRS)))
-    shown = summary_table(views).splitlines()
+    scores, shown, seconds = (table.splitlines() for table in summary_table(views).split("\n\n"))
+    assert scores[0].split()[:3] == ["round", "dev", "rsum"]
+    assert seconds[0].split()[-2:] == ["evaluate", "s"]
+    assert max(len(line) for line in (*scores, *shown, *seconds)) <= 80
     assert "contributing i2t" in shown[0]
     for view, line in zip(views, shown[2:], strict=True):
         for direction in ("i2t", "t2i"):
