@@ -15,7 +15,7 @@ import click
 
 from miner import __version__
 from miner.artifacts import completion
-from miner.artifacts.command import CommandGroup
+from miner.artifacts.command import CommandGroup, LocalPath
 from pipelines.commands.doctor import doctor
 from pipelines.commands.gc import gc
 from pipelines.commands.init import init
@@ -57,7 +57,7 @@ def main() -> None:
 
 def _run_options(command: Any) -> Any:
     options = [
-        click.argument("run_file", type=click.Path(dir_okay=False, path_type=Path), required=False),
+        click.argument("run_file", type=LocalPath(dir_okay=False), required=False),
         click.option("--demo", is_flag=True, help="Use the demo's settings on the bundled emoji set."),
         click.option("--run-dir", metavar="PLACE", shell_complete=completion.places,
                      help="Where the run lives: a folder, s3://bucket/prefix or gs://bucket/prefix.  [default: "

@@ -45,7 +45,7 @@ _MADE_BY = {
     "checkpoint": "the folder that `trainer fit --out` wrote, or best/ in a run's folder",
     "embeddings": "image/ or text/ in the folder that `trainer encode --out` wrote",
     "index": "the folder that `miner build-index --out` wrote",
-    "negatives": "i2t/ or t2i/ in the folder that `miner mine --out` wrote",
+    "negatives": "i2t/ or t2i/ in the folder that `miner mine --out` wrote, or a folder in rounds/*/mine-i2t of a run",
 }
 _BASENAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from miner.artifacts.command import LocalPath
 from miner.artifacts.completion import places
 
 __all__ = ["schedule"]
@@ -56,7 +57,7 @@ def _first_line(path: Path) -> str:
 @click.option("--namespace", help="Kubernetes namespace.  [default: quintain]")
 @click.option("--volume", metavar="CLAIM:/PATH", help="Volume claim and where pods see it.  [default: quintain:/data]")
 @click.option("--address", help="cron, airflow: a Ray cluster to join, HOST:PORT, in place of a local one.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write.  [default: print it]")
+@click.option("--out", type=LocalPath(dir_okay=False), help="File to write.  [default: print it]")
 @click.option("--force", is_flag=True, help="Replace the file at --out.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable: the command, the schedule and the text.")
 def schedule(

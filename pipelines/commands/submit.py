@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from miner.artifacts.command import LocalPath
 from miner.artifacts.completion import places
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _KNOWN = (2, 3, 4, 5, 75)  # exit codes of `pipelines run` that say what was wro
 
 
 @click.command()
-@click.argument("run_file", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("run_file", type=LocalPath(dir_okay=False))
 @click.option(
     "--run-dir",
     shell_complete=places,

@@ -104,6 +104,8 @@ def test_tables_are_compared_checked_exported_and_trained_on(
     mined = table_of(local, 2, "t2i")
     checked = [say(miner_cli.main, "check", f"{run}/{mined}", "--pairs", f"{run}/pairs") for run in both]
     assert checked[0].replace(str(local), location) == checked[1]
+    shown = say(miner_cli.main, "check", f"{location}/{mined}", "--pairs", f"{location}/pairs.csv", code=3)
+    assert f"{location}/pairs.csv: of a store, only the folder pairs/ of a run is read" in shown
     for number, run in enumerate(both):
         out = ["--format", "jsonl", "--out", tmp_path / f"{number}.jsonl"]
         say(miner_cli.main, "export", f"{run}/{mined}", "--pairs", f"{run}/pairs", *out)
