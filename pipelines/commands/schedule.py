@@ -87,6 +87,7 @@ def schedule(
     taken.
     """
     from miner.artifacts.errors import BadInput
+    from pipelines.resources import head_of
     from pipelines.schedules import configured, job_of, scheduler
 
     chosen = scheduler(kind)
@@ -95,6 +96,8 @@ def schedule(
         raise BadInput(
             f"--address {options['address']}: give HOST:PORT of the cluster (6379); its dashboard is for `submit`."
         )
+    if options["address"]:
+        head_of(options["address"])
     if chosen.PLACE == "machine":
         run_file = str(Path(run_file).absolute())
         run_dir = run_dir if "://" in run_dir else str(Path(run_dir).absolute())

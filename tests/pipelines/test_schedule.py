@@ -201,6 +201,13 @@ def test_a_dashboard_is_no_address_of_a_cluster() -> None:
     assert "6379" in result.stderr
 
 
+@pytest.mark.parametrize("kind", ["cron", "airflow"])
+def test_an_address_of_a_cluster_has_a_port(kind: str) -> None:
+    result = invoked(kind, *COMMON, "--address", "10.0.0.1")
+    assert result.exit_code == 3
+    assert "give HOST:PORT" in result.stderr
+
+
 def test_an_image_is_needed_for_a_pod() -> None:
     result = CliRunner().invoke(
         main, ["schedule", "kubernetes", COMMON[0], "--run-dir", COMMON[1], "--at", "0 2 * * *"]
