@@ -101,7 +101,7 @@ class Manifest:
         if not intact:
             raise DamagedArtifact(
                 f"{where}: the manifest is damaged (its hash does not fit its text). "
-                "Delete that folder and run the same command again to rebuild it."
+                "Delete that folder and run the command that made it again, which rebuilds it."
             )
         for name in manifest.files:
             _check_basename(name, where)
@@ -158,7 +158,7 @@ class Artifact:
     def _damaged(self, name: str, what: str) -> DamagedArtifact:
         return DamagedArtifact(
             f"{self.where}/{name} {what} (its SHA-256 differs from the manifest's or it is gone). "
-            f"Delete the folder {self.where} and run the same command again to rebuild it."
+            f"Delete the folder {self.where} and run the command that made it again, which rebuilds it."
         )
 
 
