@@ -100,7 +100,7 @@ def schedule(
         head_of(options["address"])
     if chosen.PLACE == "machine":
         run_file = str(Path(run_file).absolute())
-        run_dir = run_dir if "://" in run_dir else str(Path(run_dir).absolute())
+        run_dir = str(Path(run_dir).absolute()) if run_dir and "://" not in run_dir else run_dir
     job = job_of(chosen.PLACE, name=name, at=at, run_file=run_file, run_dir=run_dir)
     text = chosen.render(job, config)
     _look_at(Path(run_file))
@@ -121,8 +121,11 @@ def schedule(
 
 def _look_at(run_file: Path) -> None:
     """Raises BadInput for a run file that is here and wrong; says so when it is not here."""
+    from miner.artifacts.errors import BadInput
     from pipelines.settings import Settings
 
+    if run_file.is_dir():
+        raise BadInput(f"{run_file}: this is a folder; give the run file (`pipelines init DATA` writes one).")
     if run_file.is_file():
         Settings.load(run_file)
     else:

@@ -60,12 +60,13 @@ def submit(
     from miner.artifacts.errors import BadInput
     from miner.artifacts.locations import open_store
     from miner.artifacts.store import LocalStore
+    from pipelines.places import whole
     from pipelines.ray_jobs import Cluster
     from pipelines.schedules import run_command
     from pipelines.settings import Settings
 
     run_file = run_file.resolve()
-    run_dir = run_dir if "://" in run_dir else str(Path(run_dir).resolve())
+    run_dir = whole(run_dir)
     settings = Settings.load(run_file)
     store = open_store(run_dir)
     if isinstance(store, LocalStore) and not store.root.parent.is_dir():

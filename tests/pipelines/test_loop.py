@@ -112,6 +112,12 @@ def test_status_of_a_run_without_its_pairs_says_what_to_do(finished: tuple[Path,
     assert pipelines("status", root).exit_code == 0
 
 
+def test_a_file_is_no_run_folder(finished: tuple[Path, Path]) -> None:
+    result = pipelines("run", finished[0], "--run-dir", finished[0])
+    assert result.exit_code == 3
+    assert f"{finished[0]}: this is a file; give a folder" in result.output
+
+
 def test_a_run_folder_of_another_data_set_is_refused(finished: tuple[Path, Path], tmp_path: Path) -> None:
     _, root = finished
     (tmp_path / "other").mkdir()

@@ -233,6 +233,19 @@ def test_a_run_file_that_is_here_is_looked_into(folder: Path, tmp_path: Path) ->
     assert "not on this machine" in invoked("cron", str(tmp_path / "none.toml"), "/data/runs/a").stderr
 
 
+def test_a_folder_is_no_run_file(tmp_path: Path) -> None:
+    result = invoked("cron", str(tmp_path), "/data/runs/a")
+    assert result.exit_code == 3
+    assert f"{tmp_path}: this is a folder; give the run file" in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["cron", "kubernetes"])
+def test_a_run_folder_without_a_name_is_not_the_current_one(kind: str) -> None:
+    result = invoked(kind, COMMON[0], "", *(["--image", "a/b:1"] if kind == "kubernetes" else []))
+    assert result.exit_code == 3
+    assert "--run-dir '' is empty" in result.stderr
+
+
 def test_out_is_written_once(tmp_path: Path) -> None:
     out = tmp_path / "nightly.sbatch"
     assert invoked("slurm", *COMMON, "--out", str(out)).exit_code == 0
