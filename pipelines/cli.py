@@ -130,13 +130,12 @@ def run(run_file: Path | None, log_json: str | None, **options: Any) -> None:
     from pipelines.trackers._watch import open_watch
 
     settings, store = _settings(run_file, **options)
+    logs = _log_json(log_json)
     with interrupted(), only_writer(store) as check, ExitStack() as ends:
         progress = open_progress()
         ends.callback(progress.close)
         executors = ends.enter_context(ExitStack())  # closed after the watch, which tells Ray's metrics too
-        watch = ends.enter_context(
-            open_watch(settings.watch, _about(settings, store), progress.say, _log_json(log_json))
-        )
+        watch = ends.enter_context(open_watch(settings.watch, _about(settings, store), progress.say, logs))
         data = loop.describe(settings)
         loop.prepare(settings, data, store)
         steps = loop.steps_of(settings, data, store)
@@ -232,6 +231,8 @@ def _log_json(path: str | None) -> list[tuple[str, Any]]:
 
     if path is None:
         return []
+    if "://" in path:
+        raise click.UsageError(f"--log-json {path}: give a file of this machine, or - for stderr.")
     return [("json_lines", Config(path=path if path == "-" else str(Path(path).resolve())))]
 
 

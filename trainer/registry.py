@@ -104,7 +104,7 @@ def validated(config: Any, settings: Mapping[str, Any], where: str) -> Any:
                 faults.append(f"{key} is missing; set it.")
             else:
                 said = fault["msg"].removeprefix("Value error, ").rstrip(".")
-                faults.append(f"{key} = {fault['input']!r}: {said}.")
+                faults.append(f"{key} = {fault['input']!r}: {said}{'' if said.endswith('?') else '.'}")
         raise BadInput(f"{where}: " + " ".join(faults)) from error
 
 

@@ -112,6 +112,12 @@ def test_status_of_a_run_without_its_pairs_says_what_to_do(finished: tuple[Path,
     assert pipelines("status", root).exit_code == 0
 
 
+def test_a_log_is_no_object(finished: tuple[Path, Path]) -> None:
+    result = pipelines("run", finished[0], "--run-dir", finished[1], "--log-json", "s3://bucket/log.jsonl")
+    assert result.exit_code == 2
+    assert "--log-json s3://bucket/log.jsonl: give a file of this machine" in result.output
+
+
 def test_a_file_is_no_run_folder(finished: tuple[Path, Path]) -> None:
     result = pipelines("run", finished[0], "--run-dir", finished[0])
     assert result.exit_code == 3

@@ -69,7 +69,7 @@ def test_other_rules_are_another_table(folder: Path, tmp_path: Path) -> None:
     [
         (["agreement"], "leave it to `miner filter`"),
         (["near-image"], "needs pictures"),
-        (["relativ-margin"], "Did you mean"),
+        (["relativ-margin"], "Did you mean 'relative-margin'?\n"),
         (["same-text", "same-text"], "given twice"),
         (
             ["max-score:most=1"],
