@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +15,7 @@ import click
 
 from miner import __version__
 from miner.artifacts import completion
-from miner.artifacts.command import CommandGroup
+from miner.artifacts.command import CommandGroup, LocalPath
 from pipelines.commands.doctor import doctor
 from pipelines.commands.gc import gc
 from pipelines.commands.init import init
@@ -27,6 +27,7 @@ from pipelines.commands.verify import verify
 
 if TYPE_CHECKING:
     from miner.artifacts.store import Store
+    from pipelines.plan import Step
     from pipelines.settings import Settings
     from pipelines.stop import Stop
     from pipelines.trackers import About
@@ -57,7 +58,7 @@ def main() -> None:
 
 def _run_options(command: Any) -> Any:
     options = [
-        click.argument("run_file", type=click.Path(dir_okay=False, path_type=Path), required=False),
+        click.argument("run_file", type=LocalPath(dir_okay=False), required=False),
         click.option("--demo", is_flag=True, help="Use the demo's settings on the bundled emoji set."),
         click.option("--run-dir", metavar="PLACE", shell_complete=completion.places,
                      help="Where the run lives: a folder, s3://bucket/prefix or gs://bucket/prefix.  [default: "
@@ -73,13 +74,14 @@ def _run_options(command: Any) -> Any:
 
 @main.command()
 @_run_options
-def plan(run_file: Path | None, **options: Any) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def plan(run_file: Path | None, as_json: bool, **options: Any) -> None:
     """Show what `run` would do, stage by stage: what is reused and why, disk and memory. Starts nothing.
 
     \b
     Examples:
       pipelines plan run.toml
-      pipelines plan run.toml --run-dir s3://bucket/runs/nightly
+      pipelines plan run.toml --run-dir s3://bucket/runs/nightly --json
       pipelines plan --demo
     """
     from pipelines.evidence import stop_of
@@ -88,8 +90,12 @@ def plan(run_file: Path | None, **options: Any) -> None:
 
     settings, store = _settings(run_file, **options)
     steps = steps_of(settings, describe(settings), store)
+    stop = stop_of(settings, steps, store)
+    if as_json:
+        _say_json(run_dir=store.url, **_standing(steps, stop))
+        return
     click.echo(plan_table(steps))
-    _say_stop(stop_of(settings, steps, store))
+    _say_stop(stop)
 
 
 @main.command()
@@ -124,13 +130,12 @@ def run(run_file: Path | None, log_json: str | None, **options: Any) -> None:
     from pipelines.trackers._watch import open_watch
 
     settings, store = _settings(run_file, **options)
+    logs = _log_json(log_json)
     with interrupted(), only_writer(store) as check, ExitStack() as ends:
         progress = open_progress()
         ends.callback(progress.close)
         executors = ends.enter_context(ExitStack())  # closed after the watch, which tells Ray's metrics too
-        watch = ends.enter_context(
-            open_watch(settings.watch, _about(settings, store), progress.say, _log_json(log_json))
-        )
+        watch = ends.enter_context(open_watch(settings.watch, _about(settings, store), progress.say, logs))
         data = loop.describe(settings)
         loop.prepare(settings, data, store)
         steps = loop.steps_of(settings, data, store)
@@ -168,6 +173,7 @@ def status(run_dir: str, as_json: bool) -> None:
 
     Reads what is stored there alone: works while it runs, and with no cluster up.
     """
+    from miner.artifacts.errors import BadInput
     from miner.artifacts.pairs import PAIRS, open_pairs
     from pipelines import loop
     from pipelines.evidence import stop_of
@@ -178,12 +184,13 @@ def status(run_dir: str, as_json: bool) -> None:
 
     store = place(run_dir)
     settings = loop.saved_settings(store)
-    data = loop.saved_data(store) or loop.describe(settings)
+    data = loop.saved_data(store)
+    if data is None:
+        raise BadInput(f"{store.url}: the training pairs of this run are missing; `pipelines run` writes them again.")
     steps = loop.steps_of(settings, data, store)
     views = round_views(steps, store, open_pairs(artifact_at(store, PAIRS)))
     stop = stop_of(settings, steps, store)
     if as_json:
-        stages = [{"stage": s.stage.name, "state": s.state, "why": s.why} for s in steps]
         rounds = [
             {
                 "round": v.round,
@@ -197,9 +204,7 @@ def status(run_dir: str, as_json: bool) -> None:
             }
             for v in views
         ]
-        stopped = asdict(stop) if stop is not None else None
-        json.dump({"stages": stages, "rounds": rounds, "stopped": stopped}, sys.stdout, indent=1)
-        click.echo()
+        _say_json(run_dir=store.url, **_standing(steps, stop), rounds=rounds)
         return
     click.echo(plan_table(steps))
     if views:
@@ -226,6 +231,8 @@ def _log_json(path: str | None) -> list[tuple[str, Any]]:
 
     if path is None:
         return []
+    if "://" in path:
+        raise click.UsageError(f"--log-json {path}: give a file of this machine, or - for stderr.")
     return [("json_lines", Config(path=path if path == "-" else str(Path(path).resolve())))]
 
 
@@ -237,6 +244,27 @@ def interrupted() -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo("\ninterrupted: what is finished is kept, and the same command goes on from there.", err=True)
         raise
+
+
+def _standing(steps: Sequence[Step], stop: Stop | None) -> dict[str, Any]:
+    """What `plan` and `status` tell machines alike."""
+    stages = [
+        {
+            "stage": step.stage.name,
+            "state": step.state,
+            "why": step.why,
+            "tasks": step.stage.parts if step.stage.unit == "shard" else 1,
+            "disk": step.stage.disk,
+            "memory": step.stage.memory,
+        }
+        for step in steps
+    ]
+    return {"stages": stages, "stopped": asdict(stop) if stop is not None else None}
+
+
+def _say_json(**found: Any) -> None:
+    json.dump(found, sys.stdout, indent=1)
+    click.echo()
 
 
 def _say_stop(stop: Stop | None) -> None:

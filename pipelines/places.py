@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from miner.artifacts.errors import BadInput
 from miner.artifacts.lease import hold_lease
 from miner.artifacts.locations import open_store
 from miner.artifacts.lock import hold
@@ -14,13 +15,21 @@ from miner.artifacts.object_store import ObjectStore
 from miner.artifacts.probe import proven_once
 from miner.artifacts.store import LocalStore, Store
 
-__all__ = ["guarded", "only_writer", "place"]
+__all__ = ["guarded", "only_writer", "place", "whole"]
+
+
+def whole(location: str) -> str:
+    """The same place, said so that it means that in any folder. Raises BadInput for the empty one, which a variable
+    that is not set leaves of `--run-dir "$RUN"`: it would be whatever folder one is in."""
+    if not location:
+        raise BadInput("'' is no folder; give a path, s3://bucket/prefix or gs://bucket/prefix.")
+    return location if "://" in location else str(Path(location).resolve())
 
 
 def place(location: str) -> Store:
     """The store of a run at a path, `file://`, `s3://` or `gs://`. Raises BadInput for what is none of these."""
     # Workers have other current folders, so nothing they are told may be relative.
-    return open_store(location if "://" in location or not location else str(Path(location).resolve()))
+    return open_store(whole(location))
 
 
 @contextmanager

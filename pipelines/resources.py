@@ -6,7 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-__all__ = ["ActorConfig", "ExecutorConfig"]
+from miner.artifacts.errors import BadInput
+
+__all__ = ["ActorConfig", "ExecutorConfig", "head_of"]
 
 
 class ActorConfig(BaseModel):
@@ -43,3 +45,16 @@ class ExecutorConfig(BaseModel):
     patience: float = Field(default=600, gt=0)
     encode: ActorConfig = ActorConfig()
     mine: ActorConfig = ActorConfig()
+
+
+def head_of(address: str) -> tuple[str, int] | None:
+    """Host and port of a cluster's head; None for what Ray finds by itself. Raises BadInput for what is no address."""
+    if address in ("auto", "local") or address.startswith("ray://"):
+        return None
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
+        raise BadInput(
+            f"{address!r} is no address of a Ray cluster; give HOST:PORT of its head (6379), or auto; its dashboard "
+            "(8265) is for `pipelines submit`."
+        )
+    return host.strip("[]"), int(port)

@@ -46,7 +46,7 @@ def round_views(steps: Sequence[Step], store: Store, pairs: Pairs) -> list[Round
                 round=round,
                 metrics=cast(Any, evaluated.manifest).meta["metrics"],
                 tables=tables,
-                hardness={direction: hardness(table) for direction, table in tables.items()},
+                hardness={d: found for d, table in tables.items() if (found := hardness(table)) is not None},
                 overlap={d: overlap(earlier[d], table) for d, table in tables.items() if d in earlier},
                 seconds={
                     name.partition("/")[2]: seconds[step.prefix]
@@ -61,8 +61,10 @@ def round_views(steps: Sequence[Step], store: Store, pairs: Pairs) -> list[Round
     return [replace(view, best=index == best) for index, view in enumerate(views)]
 
 
-def hardness(table: NegativeTable) -> float:
-    """Mean of s(anchor, negative) - lowest s(anchor, positive) over all negatives of a table."""
+def hardness(table: NegativeTable) -> float | None:
+    """Mean of s(anchor, negative) - lowest s(anchor, positive) over all negatives of a table; None without one."""
+    if not (table.negatives >= 0).any():
+        return None
     return float(np.nanmean(table.scores - table.lowest_positive[:, None]))
 
 

@@ -87,10 +87,34 @@ def complete(shell_words: list[str], cwd: Path) -> list[str]:
         (["trainer", "data", "formats", "web"], ["webdataset"]),
         (["pipelines", "schedule", "sl"], ["slurm"]),
         (["miner", "mine", "--dir"], ["--direction"]),
+        (["trainer", "evaluate", "--checkpoint", "s3"], ["s3://"]),
     ],
 )
 def test_bash_completes(tmp_path, words, offered):
     assert complete(words, tmp_path) == offered
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "kind"),
+    [
+        ("miner check", "table", "file"),
+        ("miner diff", "old", "file"),
+        ("miner export", "pairs", "file"),
+        ("trainer evaluate", "checkpoints", "dir"),
+    ],
+)
+def test_a_place_is_completed_by_what_may_be_there(path, name, kind):
+    (parameter,) = (each for each in COMMANDS[path].params if each.name == name)
+    offered = parameter.type.shell_complete(click.Context(COMMANDS[path]), parameter, "s")
+    assert [(each.type, each.value) for each in offered] == [(kind, "s"), ("plain", "s3://")]
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_an_address_is_no_path_of_this_machine(path):
+    for parameter in COMMANDS[path].params:
+        if isinstance(parameter.type, click.Path):
+            with pytest.raises(click.BadParameter, match="'s3://bucket/out' is an address"):
+                parameter.type.convert("s3://bucket/out", parameter, None)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -103,7 +103,8 @@ def validated(config: Any, settings: Mapping[str, Any], where: str) -> Any:
             elif fault["type"] == "missing":
                 faults.append(f"{key} is missing; set it.")
             else:
-                faults.append(f"{key} = {fault['input']!r}: {fault['msg']}.")
+                said = fault["msg"].removeprefix("Value error, ").rstrip(".")
+                faults.append(f"{key} = {fault['input']!r}: {said}{'' if said.endswith('?') else '.'}")
         raise BadInput(f"{where}: " + " ".join(faults)) from error
 
 

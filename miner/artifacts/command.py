@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,7 +16,7 @@ from miner.artifacts import completion
 from miner.artifacts.errors import QuintainError
 from miner.artifacts.place import Place
 
-__all__ = ["PLACE", "CommandGroup", "align"]
+__all__ = ["PLACE", "TABLE", "CommandGroup", "LocalPath", "align"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE}
 _EXIT_CODES = "Exit codes: 0 done, 2 wrong usage, 3 bad input, 4 damaged artifact, 5 another writer, 75 try again."
@@ -26,14 +27,30 @@ class _Place(click.ParamType[Place]):
 
     name = "place"
 
+    def __init__(self, files: bool = False) -> None:
+        self.files = files
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Place:
         return Place.of(value)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Any:
-        return completion.places(ctx, param, incomplete)
+        return completion.places(ctx, param, incomplete, files=self.files)
 
 
 PLACE = _Place()
+TABLE = _Place(files=True)  # where a file will do, too
+
+
+class LocalPath(click.Path):
+    """A path of this machine. An address would pass for one, and be a folder `s3:` beside whatever is here."""
+
+    def __init__(self, dir_okay: bool = True) -> None:
+        super().__init__(dir_okay=dir_okay, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if "://" in str(value):
+            self.fail(f"{value!r} is an address; give a path of this machine, and copy what is there.", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class CommandGroup(click.Group):

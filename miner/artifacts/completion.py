@@ -39,10 +39,12 @@ def files_in(folder: Path, *more: str, dashed: bool = False, settings: bool = Fa
     return complete
 
 
-def places(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
-    """A folder, or the beginning of a bucket's address."""
+def places(
+    context: click.Context, parameter: click.Parameter, begun: str, *, files: bool = False
+) -> list[CompletionItem]:
+    """A folder, with `files` any path, or the beginning of a bucket's address."""
     buckets = [CompletionItem(scheme) for scheme in ("s3://", "gs://") if begun and scheme.startswith(begun)]
-    return [CompletionItem(begun, type="dir"), *buckets]
+    return [CompletionItem(begun, type="file" if files else "dir"), *buckets]
 
 
 def command(program: str, root: click.Group) -> click.Command:

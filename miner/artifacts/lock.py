@@ -8,14 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from miner.artifacts.errors import AnotherWriter
+from miner.artifacts.errors import AnotherWriter, BadInput
 
 __all__ = ["hold"]
 
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Be the only command that writes into `folder`, which is made if need be. Raises AnotherWriter when one is."""
+    """Be the only command that writes into `folder`, which is made if need be.
+
+    Raises AnotherWriter when one is, and BadInput for a file.
+    """
+    if folder.is_file():
+        raise BadInput(f"{folder}: this is a file; give a folder, which is made if it is not there.")
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder, os.O_RDONLY)
     try:

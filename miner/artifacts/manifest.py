@@ -45,7 +45,7 @@ _MADE_BY = {
     "checkpoint": "the folder that `trainer fit --out` wrote, or best/ in a run's folder",
     "embeddings": "image/ or text/ in the folder that `trainer encode --out` wrote",
     "index": "the folder that `miner build-index --out` wrote",
-    "negatives": "i2t/ or t2i/ in the folder that `miner mine --out` wrote",
+    "negatives": "i2t/ or t2i/ in the folder that `miner mine --out` wrote, or a folder in rounds/*/mine-i2t of a run",
 }
 _BASENAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
@@ -101,7 +101,7 @@ class Manifest:
         if not intact:
             raise DamagedArtifact(
                 f"{where}: the manifest is damaged (its hash does not fit its text). "
-                "Delete that folder and run the same command again to rebuild it."
+                "Delete that folder and run the command that made it again, which rebuilds it."
             )
         for name in manifest.files:
             _check_basename(name, where)
@@ -158,7 +158,7 @@ class Artifact:
     def _damaged(self, name: str, what: str) -> DamagedArtifact:
         return DamagedArtifact(
             f"{self.where}/{name} {what} (its SHA-256 differs from the manifest's or it is gone). "
-            f"Delete the folder {self.where} and run the same command again to rebuild it."
+            f"Delete the folder {self.where} and run the command that made it again, which rebuilds it."
         )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from miner.artifacts.command import PLACE
+from miner.artifacts.command import TABLE, LocalPath
 from miner.commands.shown import progress, refuse, summary
 
 if TYPE_CHECKING:
@@ -20,12 +20,17 @@ if TYPE_CHECKING:
 
 __all__ = ["check"]
 
-_FILE = click.Path(path_type=Path)
+_FILE = LocalPath()
 
 
 @click.command()
-@click.argument("table", type=PLACE)
-@click.option("--pairs", "pairs_from", type=PLACE, help="The pairs.csv, .tsv or .parquet that TABLE was mined for.")
+@click.argument("table", type=TABLE)
+@click.option(
+    "--pairs",
+    "pairs_from",
+    type=TABLE,
+    help="pairs.csv, .tsv or .parquet that TABLE was mined for, or its run's pairs/.",
+)
 @click.option("--vectors", type=_FILE, help="The folder of vectors, with its pairs, that TABLE was mined from.")
 @click.option("--texts", type=_FILE, help="Table of id (or text_id) and text: finds positives in the same words.")
 @click.option(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from miner.artifacts.command import PLACE
+from miner.artifacts.command import TABLE
 
 if TYPE_CHECKING:
     from miner.artifacts.place import Place
@@ -17,8 +17,8 @@ __all__ = ["diff"]
 
 
 @click.command()
-@click.argument("old", type=PLACE)
-@click.argument("new", type=PLACE)
+@click.argument("old", type=TABLE)
+@click.argument("new", type=TABLE)
 @click.option("--k", type=click.IntRange(min=1), help="Compare the k hardest. [default: as many as both tables hold]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def diff(old: Place, new: Place, k: int | None, as_json: bool) -> None:

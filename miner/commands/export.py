@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from miner.artifacts.command import PLACE
+from miner.artifacts.command import PLACE, TABLE, LocalPath
 from miner.artifacts.completion import files_in
 from miner.commands.shown import progress, refuse
 from miner.spoken import Described
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["export"]
 
-_FILE = click.Path(path_type=Path)
+_FILE = LocalPath()
 _LAWS = ("top", "uniform", "log-uniform", "simans", "temperature")
 
 
@@ -30,7 +30,12 @@ class _WithFormats(Described):
 
 @click.command(cls=_WithFormats)
 @click.argument("table", type=PLACE)
-@click.option("--pairs", required=True, type=PLACE, help="The pairs.csv, .tsv or .parquet that TABLE was mined for.")
+@click.option(
+    "--pairs",
+    required=True,
+    type=TABLE,
+    help="pairs.csv, .tsv or .parquet that TABLE was mined for, or its run's pairs/.",
+)
 @click.option(
     "--format",
     "spoken",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from miner.artifacts.command import LocalPath
 from miner.artifacts.completion import files_in
 from miner.commands.shown import ALOUD, FOLDER, OUT, THREADS, Voice, refuse, summary
 from miner.commands.stored import deeper, finders
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RULES", "Rules", "check_looks", "filter_candidates", "filter_direction"]
 
-_FILE = click.Path(path_type=Path)
+_FILE = LocalPath()
 _DIRECTIONS: tuple[Direction | Within, ...] = ("i2t", "t2i", "i2i", "t2t")
 
 

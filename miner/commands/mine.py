@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from miner.artifacts.command import LocalPath
 from miner.commands.filter import RULES, Rules, check_looks
 from miner.commands.mining import Mining
 from miner.commands.shown import DIRECTION, FOLDER, MEMORY, METRIC, OUT, THREADS, chosen, refuse
@@ -36,10 +37,8 @@ __all__ = ["mine"]
     type=click.IntRange(min=1),
     help="Search no deeper for an anchor that rules leave with fewer than k. [default: 16 times the candidates]",
 )
-@click.option("--texts", type=click.Path(path_type=Path), help="Table of id and text, for rules that look at texts.")
-@click.option(
-    "--images", type=click.Path(path_type=Path), help="Table of id and path, for rules that look at pictures."
-)
+@click.option("--texts", type=LocalPath(), help="Table of id and text, for rules that look at texts.")
+@click.option("--images", type=LocalPath(), help="Table of id and path, for rules that look at pictures.")
 @index_options
 @METRIC
 @THREADS

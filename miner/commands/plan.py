@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from miner.artifacts.command import LocalPath
 from miner.commands.filter import RULES
 from miner.commands.search import width, with_opposites
 from miner.commands.shown import DIRECTION, FOLDER, MEMORY, METRIC, THREADS, chosen, refuse
@@ -33,7 +34,7 @@ __all__ = ["plan"]
 @METRIC
 @THREADS
 @MEMORY
-@click.option("--out", type=click.Path(path_type=Path), default=Path(), help="Where `miner mine` would write.")
+@click.option("--out", type=LocalPath(), default=Path(), help="Where `miner mine` would write.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON: seconds, and bytes of memory and disk, by stage.")
 def plan(
     folder: Path,

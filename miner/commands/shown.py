@@ -6,11 +6,11 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from miner.artifacts.command import LocalPath
 from miner.artifacts.pace import Pace
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ __all__ = [
     "summary",
 ]  # fmt: skip
 
-FOLDER = click.argument("folder", type=click.Path(path_type=Path))
-OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
+FOLDER = click.argument("folder", type=LocalPath())
+OUT = click.option("--out", required=True, type=LocalPath(), help="Folder to write to.")
 METRIC = click.option(
     "--metric",
     type=click.Choice(["ip", "cosine"]),

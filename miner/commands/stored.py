@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from miner.artifacts.command import LocalPath
+
 if TYPE_CHECKING:
     from miner.approximate import Deeper, Miner
     from miner.artifacts.candidates import Candidates
@@ -29,9 +31,7 @@ _EFFORT = ("--nprobe", "--ef-search", "--k-factor")
 def index_options(command: Any) -> Any:
     """The options of a search through an index."""
     options = [
-        click.option(
-            "--index", "index_folder", type=click.Path(path_type=Path), help="What `miner build-index` wrote."
-        ),
+        click.option("--index", "index_folder", type=LocalPath(), help="What `miner build-index` wrote."),
         click.option(
             "--recall",
             type=click.FloatRange(0, 1, min_open=True, max_open=True),

@@ -272,7 +272,9 @@ def _open_pairs(place: Place) -> Pairs:
     if (place / MANIFEST).exists():
         return open_pairs(open_artifact(place, PAIRS))
     path = place.local
-    if path is None or not path.is_file():
+    if path is None:
+        raise BadInput(f"{place}: of a store, only the folder pairs/ of a run is read; copy a file of pairs to here.")
+    if not path.is_file():
         raise BadInput(f"{place}: no such file; give the pairs.csv, .tsv or .parquet that TABLE was mined for.")
     links = _links(path)
     images, texts = (Ids(column.unique()) for column in links)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from miner.artifacts.command import LocalPath
 from trainer.commands import FORMATS
 
 __all__ = ["init"]
@@ -15,7 +16,7 @@ __all__ = ["init"]
 @click.argument("data", default="emoji", metavar="[emoji|PATH|FORMAT:KEY=VALUE,...]", shell_complete=FORMATS)
 @click.option(
     "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=LocalPath(dir_okay=False),
     default="run.toml",
     show_default=True,
     help="The run file to write; never over one that is there.",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from miner.artifacts.command import LocalPath
 from miner.artifacts.completion import places
 
 __all__ = ["report"]
@@ -13,9 +14,7 @@ __all__ = ["report"]
 
 @click.command()
 @click.argument("run_dir", shell_complete=places)
-@click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), help="Where to write it.  [default: RUN_DIR/report.html]"
-)
+@click.option("--out", type=LocalPath(dir_okay=False), help="Where to write it.  [default: RUN_DIR/report.html]")
 @click.option(
     "--anchors",
     type=click.IntRange(min=1),

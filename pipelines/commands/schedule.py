@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from miner.artifacts.command import LocalPath
 from miner.artifacts.completion import places
 
 __all__ = ["schedule"]
@@ -56,7 +57,7 @@ def _first_line(path: Path) -> str:
 @click.option("--namespace", help="Kubernetes namespace.  [default: quintain]")
 @click.option("--volume", metavar="CLAIM:/PATH", help="Volume claim and where pods see it.  [default: quintain:/data]")
 @click.option("--address", help="cron, airflow: a Ray cluster to join, HOST:PORT, in place of a local one.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write.  [default: print it]")
+@click.option("--out", type=LocalPath(dir_okay=False), help="File to write.  [default: print it]")
 @click.option("--force", is_flag=True, help="Replace the file at --out.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable: the command, the schedule and the text.")
 def schedule(
@@ -86,6 +87,7 @@ def schedule(
     taken.
     """
     from miner.artifacts.errors import BadInput
+    from pipelines.resources import head_of
     from pipelines.schedules import configured, job_of, scheduler
 
     chosen = scheduler(kind)
@@ -94,9 +96,11 @@ def schedule(
         raise BadInput(
             f"--address {options['address']}: give HOST:PORT of the cluster (6379); its dashboard is for `submit`."
         )
+    if options["address"]:
+        head_of(options["address"])
     if chosen.PLACE == "machine":
         run_file = str(Path(run_file).absolute())
-        run_dir = run_dir if "://" in run_dir else str(Path(run_dir).absolute())
+        run_dir = str(Path(run_dir).absolute()) if run_dir and "://" not in run_dir else run_dir
     job = job_of(chosen.PLACE, name=name, at=at, run_file=run_file, run_dir=run_dir)
     text = chosen.render(job, config)
     _look_at(Path(run_file))
@@ -117,8 +121,11 @@ def schedule(
 
 def _look_at(run_file: Path) -> None:
     """Raises BadInput for a run file that is here and wrong; says so when it is not here."""
+    from miner.artifacts.errors import BadInput
     from pipelines.settings import Settings
 
+    if run_file.is_dir():
+        raise BadInput(f"{run_file}: this is a folder; give the run file (`pipelines init DATA` writes one).")
     if run_file.is_file():
         Settings.load(run_file)
     else:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from miner.artifacts.command import LocalPath
 from miner.artifacts.completion import places
 
 __all__ = ["serve"]
@@ -13,7 +14,7 @@ __all__ = ["serve"]
 
 @click.command()
 @click.argument("run_dir", shell_complete=places)
-@click.option("--verdicts", type=click.Path(dir_okay=False, path_type=Path),
+@click.option("--verdicts", type=LocalPath(dir_okay=False),
               help="File of verdicts to go on with.  [default: RUN_DIR/verdicts.jsonl]")  # fmt: skip
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=0, help="Port on 127.0.0.1.  [default: any that is free]"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from miner.artifacts.command import LocalPath
 from miner.artifacts.completion import places
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _KNOWN = (2, 3, 4, 5, 75)  # exit codes of `pipelines run` that say what was wro
 
 
 @click.command()
-@click.argument("run_file", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("run_file", type=LocalPath(dir_okay=False))
 @click.option(
     "--run-dir",
     shell_complete=places,
@@ -59,12 +60,13 @@ def submit(
     from miner.artifacts.errors import BadInput
     from miner.artifacts.locations import open_store
     from miner.artifacts.store import LocalStore
+    from pipelines.places import whole
     from pipelines.ray_jobs import Cluster
     from pipelines.schedules import run_command
     from pipelines.settings import Settings
 
     run_file = run_file.resolve()
-    run_dir = run_dir if "://" in run_dir else str(Path(run_dir).resolve())
+    run_dir = whole(run_dir)
     settings = Settings.load(run_file)
     store = open_store(run_dir)
     if isinstance(store, LocalStore) and not store.root.parent.is_dir():

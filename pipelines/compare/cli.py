@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from miner.artifacts import completion
+from miner.artifacts.command import LocalPath
 from trainer.commands import LOSSES
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ __all__ = ["compare"]
 
 
 @click.command()
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path), required=False)
+@click.argument("file", type=LocalPath(dir_okay=False), required=False)
 @click.option("--demo", is_flag=True, help="Fifteen objectives on the bundled emoji set.")
 @click.option(
     "--objective",

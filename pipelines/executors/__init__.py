@@ -78,6 +78,9 @@ def _environment(config: ExecutorConfig) -> None:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     # A call that comes too late, after the end of a run, must not start another cluster.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
-    if not config.address and "RAY_AUTH_MODE" not in os.environ:
+    if config.address:
+        # How often Ray asks what listens there and does not answer, such as a dashboard: 40 s each, and 20 times else.
+        os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "2")
+    elif "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import time
 from collections.abc import Iterator
 from functools import cached_property
 from threading import Event
@@ -27,7 +29,7 @@ from pipelines.executors.ray_pool import Pool
 from pipelines.jobs import Task, artifact_at, job_of
 from pipelines.jobs.fit import FitJob
 from pipelines.progress import Progress
-from pipelines.resources import ActorConfig, ExecutorConfig
+from pipelines.resources import ActorConfig, ExecutorConfig, head_of
 from pipelines.stages import Stage
 
 __all__ = ["RayExecutor"]
@@ -35,6 +37,7 @@ __all__ = ["RayExecutor"]
 _POLL_SECONDS = 1.0
 # Each time a store that does not answer is asked for a minute; what is stored by then is not made again.
 _OUTAGES = 5
+_HEAD_SECONDS = 30.0  # a head may be starting again
 _RETRIES = 3  # of a task whose process died; an error of the task itself is raised at once
 
 
@@ -53,6 +56,8 @@ class RayExecutor:
         local = f"starting a local cluster with {self.workers} workers"
         progress.say("ray: " + (f"joining {config.address}" if config.address else local))
         logging.getLogger("ray").setLevel(logging.ERROR)
+        if config.address:
+            _find_head(config.address)
         try:
             if config.address:
                 ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR)
@@ -221,6 +226,31 @@ def _faiss_gpus() -> int:
     from miner.index._faiss import num_gpus
 
     return num_gpus()
+
+
+def _find_head(address: str) -> None:
+    """Raises BadInput for what is no address of a cluster, Retryable where nobody listens: Ray itself would ask there
+    for a quarter of an hour."""
+    head = head_of(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
+    if head is None:
+        return
+    host, port = head
+    end = time.monotonic() + _HEAD_SECONDS
+    # Ray takes a loopback address for this node's own.
+    own: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]  # ray's own is untyped
+    hosts = [host, own] if host in ("localhost", "127.0.0.1", "::1") else [host]
+    while True:
+        for each in hosts:
+            try:
+                socket.create_connection((each, port), timeout=5).close()
+                return
+            except OSError as failed:
+                why = failed.strerror or str(failed)
+        if time.monotonic() >= end:
+            raise Retryable(
+                f"no Ray cluster at {address}: nobody listens there ({why}); is its head up, and this its port (6379)?"
+            )
+        time.sleep(1)
 
 
 def _first_line(error: Exception) -> str:

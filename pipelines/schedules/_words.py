@@ -47,6 +47,8 @@ def bad_path(path: str, *, url: bool) -> str:
         path.encode()
     except UnicodeEncodeError:
         return "is not UTF-8 text"
+    if not path:
+        return "is empty"
     if "\0" in path:
         return "holds a zero byte"
     if "://" in path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -91,7 +92,36 @@ def test_plan_and_status_tell_what_is_done(finished: tuple[Path, Path], folder: 
     changed = write_toml(tmp_path / "run.toml", raw_settings(folder, mine={"k": 8}))
     shown = pipelines("plan", changed, "--run-dir", root).output
     assert "parameters.k: 7 -> 8" in shown
+    told = json.loads(pipelines("plan", changed, "--run-dir", root, "--json").output)
+    assert (told["run_dir"], told["stopped"]) == (str(root), None)
+    stages = {stage["stage"]: stage for stage in told["stages"]}
+    assert {name for name, stage in stages.items() if stage["state"] == "stale"} == {"r1/mine-i2t", "r1/mine-t2i"}
+    assert "parameters.k: 7 -> 8" in stages["r1/mine-i2t"]["why"]
+    assert stages["r1/mine-i2t"]["tasks"] == 3
+    assert stages["r1/mine-i2t"]["disk"] > 0 < stages["r1/mine-i2t"]["memory"]
     assert "after r1/mine-i2t" in shown
+
+
+def test_status_of_a_run_without_its_pairs_says_what_to_do(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    root = shutil.copytree(finished[1], tmp_path / "run")
+    shutil.rmtree(root / "pairs")
+    result = pipelines("status", root)
+    assert result.exit_code == 3
+    assert f"{root}: the training pairs of this run are missing; `pipelines run` writes them" in result.output
+    assert pipelines("run", finished[0], "--run-dir", root).exit_code == 0
+    assert pipelines("status", root).exit_code == 0
+
+
+def test_a_log_is_no_object(finished: tuple[Path, Path]) -> None:
+    result = pipelines("run", finished[0], "--run-dir", finished[1], "--log-json", "s3://bucket/log.jsonl")
+    assert result.exit_code == 2
+    assert "--log-json s3://bucket/log.jsonl: give a file of this machine" in result.output
+
+
+def test_a_file_is_no_run_folder(finished: tuple[Path, Path]) -> None:
+    result = pipelines("run", finished[0], "--run-dir", finished[0])
+    assert result.exit_code == 3
+    assert f"{finished[0]}: this is a file; give a folder" in result.output
 
 
 def test_a_run_folder_of_another_data_set_is_refused(finished: tuple[Path, Path], tmp_path: Path) -> None:

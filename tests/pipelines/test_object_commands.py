@@ -22,6 +22,7 @@ from tests.miner.artifacts.conftest import moto as moto
 from tests.pipelines.builders import raw_settings, write_toml
 from tests.pipelines.test_compare import OBJECTIVES, comparison_file
 from tests.pipelines.test_loop import hashes
+from tests.pipelines.test_rescore import base as base
 from trainer import cli as trainer_cli
 from trainer.checkpoint import CHECKPOINT
 
@@ -104,6 +105,8 @@ def test_tables_are_compared_checked_exported_and_trained_on(
     mined = table_of(local, 2, "t2i")
     checked = [say(miner_cli.main, "check", f"{run}/{mined}", "--pairs", f"{run}/pairs") for run in both]
     assert checked[0].replace(str(local), location) == checked[1]
+    shown = say(miner_cli.main, "check", f"{location}/{mined}", "--pairs", f"{location}/pairs.csv", code=3)
+    assert f"{location}/pairs.csv: of a store, only the folder pairs/ of a run is read" in shown
     for number, run in enumerate(both):
         out = ["--format", "jsonl", "--out", tmp_path / f"{number}.jsonl"]
         say(miner_cli.main, "export", f"{run}/{mined}", "--pairs", f"{run}/pairs", *out)
@@ -119,6 +122,24 @@ def test_tables_are_compared_checked_exported_and_trained_on(
     say(trainer_cli.main, *quintuplet, "--negatives", tmp_path / "tables", "--out", tmp_path / "local")
     say(trainer_cli.main, *quintuplet, "--negatives", f"{location}/tables", "--out", tmp_path / "remote")
     assert files_in(tmp_path / "local") == files_in(tmp_path / "remote")
+
+
+def test_candidates_are_ranked_again(base: Path, new: New, tmp_path: Path) -> None:
+    location = new()
+    store = open_store(location)
+    for name in ("scan", "vectors", "candidates"):
+        for path, data in files_in(base / name).items():
+            store.write(f"{name}/{path}", data)
+    given = ["rescore", "--data", base / "data", "--k", 6, "--recall-sample", 20]
+    shown = [
+        say(
+            trainer_cli.main, *given, "--checkpoint", f"{place}/scan", "--vectors", f"{place}/vectors",
+            "--candidates", f"{place}/candidates", "--out", tmp_path / str(number),
+        )
+        for number, place in enumerate((base, location))
+    ]  # fmt: skip
+    assert shown[0].replace(str(tmp_path / "0"), str(tmp_path / "1")) == shown[1]
+    assert files_in(tmp_path / "0") == files_in(tmp_path / "1")
 
 
 def test_what_is_not_there_is_said_with_the_place(both: tuple[Path, str], folder: Path, tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def test_a_damaged_object_is_said_and_not_used(finished: str, run_file: Path, pl
     result = pipelines("run", run_file, "--run-dir", location)
     assert result.exit_code == 4, result.output
     assert f"error: {location}/{name.rpartition('/')[0]}" in result.output
-    assert "run the same command again" in result.output
+    assert "run the command that made it again" in result.output
 
 
 def test_a_server_that_is_down(run_file: Path, place: Place, impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,16 @@ from typing import Any
 import pytest
 
 import miner.nearest
+from miner.artifacts.errors import BadInput, Retryable
 from miner.artifacts.manifest import Draft
 from miner.artifacts.store import LocalStore
 from miner.index._faiss import set_threads
 from pipelines import loop
+from pipelines.executors import ray as ray_executor
 from pipelines.executors.ray_actor import Shape, Shards, title
 from pipelines.jobs import Task, job_of, settings_json
+from pipelines.progress import open_progress
+from pipelines.resources import ExecutorConfig
 from pipelines.settings import Settings
 
 
@@ -71,3 +77,26 @@ def test_a_part_says_which_anchors_it_is_made_of(finished_run: Path, copy_of: Ca
     job: Any = job_of(mining(copy_of(finished_run), finished_run / "run.toml"))
     ids = sorted(job.pairs.image_ids)
     assert job.where(1) == f"image anchors in order of ids 32 to 63 (ids {ids[32]} to {ids[63]})"
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1", ":6379", "10.0.0.1:ray", "http://10.0.0.1:8265", "10.0.0.1:0"])
+def test_what_is_no_address_of_a_cluster_is_refused(address: str) -> None:
+    with pytest.raises(BadInput, match="is no address of a Ray cluster; give HOST:PORT"):
+        ray_executor.RayExecutor(ExecutorConfig(address=address), open_progress())
+
+
+@pytest.mark.parametrize("variable", [False, True])
+def test_a_head_that_is_not_there_is_not_waited_for(variable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own client asks for a quarter of an hour."""
+    monkeypatch.setattr(ray_executor, "_HEAD_SECONDS", 0.5)
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+        if variable:
+            monkeypatch.setenv("RAY_ADDRESS", address)
+        began = time.monotonic()
+        with pytest.raises(Retryable, match=r"no Ray cluster at .*nobody listens there .*refused.*; is its head up"):
+            ray_executor.RayExecutor(ExecutorConfig(address="auto" if variable else address), open_progress())
+        assert time.monotonic() - began < 20
+        held.listen()
+        ray_executor._find_head(address)

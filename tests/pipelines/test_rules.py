@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -67,8 +69,12 @@ def test_other_rules_are_another_table(folder: Path, tmp_path: Path) -> None:
     [
         (["agreement"], "leave it to `miner filter`"),
         (["near-image"], "needs pictures"),
-        (["relativ-margin"], "Did you mean"),
+        (["relativ-margin"], "Did you mean 'relative-margin'?\n"),
         (["same-text", "same-text"], "given twice"),
+        (
+            ["max-score:most=1"],
+            "most=1']: rule max-score: 'most' is not a setting; known: score.\n",
+        ),
         (["block-list:file=pairs.csv"], "would not notice when it changes"),
         (["verdicts:file=verdicts.json"], "set mine.verdicts"),
     ],
@@ -76,3 +82,16 @@ def test_other_rules_are_another_table(folder: Path, tmp_path: Path) -> None:
 def test_rules_that_a_run_cannot_follow(folder: Path, tmp_path: Path, rules: list[str], said: str) -> None:
     _, shown = run(tmp_path, folder, code=3, rules=rules)
     assert said in shown
+
+
+def test_rules_that_leave_nothing_leave_figures_that_every_json_reader_takes(folder: Path, tmp_path: Path) -> None:
+    root, shown = run(tmp_path, folder, rules=["max-score:score=-5"])
+    assert "nan" not in shown
+    assert "warning" not in shown
+
+    def refuse(constant: str) -> Any:
+        raise AssertionError(f"{constant} is no JSON")
+
+    status = CliRunner().invoke(main, ["status", str(root), "--json"])
+    found = json.loads(status.output, parse_constant=refuse)
+    assert [round["hardness"] for round in found["rounds"]] == [{}, {}]

@@ -201,6 +201,13 @@ def test_a_dashboard_is_no_address_of_a_cluster() -> None:
     assert "6379" in result.stderr
 
 
+@pytest.mark.parametrize("kind", ["cron", "airflow"])
+def test_an_address_of_a_cluster_has_a_port(kind: str) -> None:
+    result = invoked(kind, *COMMON, "--address", "10.0.0.1")
+    assert result.exit_code == 3
+    assert "give HOST:PORT" in result.stderr
+
+
 def test_an_image_is_needed_for_a_pod() -> None:
     result = CliRunner().invoke(
         main, ["schedule", "kubernetes", COMMON[0], "--run-dir", COMMON[1], "--at", "0 2 * * *"]
@@ -224,6 +231,19 @@ def test_a_run_file_that_is_here_is_looked_into(folder: Path, tmp_path: Path) ->
     assert result.exit_code == 3
     assert "'kk' is not a setting" in result.stderr
     assert "not on this machine" in invoked("cron", str(tmp_path / "none.toml"), "/data/runs/a").stderr
+
+
+def test_a_folder_is_no_run_file(tmp_path: Path) -> None:
+    result = invoked("cron", str(tmp_path), "/data/runs/a")
+    assert result.exit_code == 3
+    assert f"{tmp_path}: this is a folder; give the run file" in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["cron", "kubernetes"])
+def test_a_run_folder_without_a_name_is_not_the_current_one(kind: str) -> None:
+    result = invoked(kind, COMMON[0], "", *(["--image", "a/b:1"] if kind == "kubernetes" else []))
+    assert result.exit_code == 3
+    assert "--run-dir '' is empty" in result.stderr
 
 
 def test_out_is_written_once(tmp_path: Path) -> None:

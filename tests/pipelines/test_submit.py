@@ -193,6 +193,11 @@ def test_a_run_folder_that_this_machine_does_not_see(environment: pytest.MonkeyP
     assert "mount" in result.stderr
 
 
+def test_a_run_folder_without_a_name_is_not_the_current_one(run_file: Path) -> None:
+    done = CliRunner().invoke(main, ["submit", str(run_file), "--run-dir", ""])
+    assert (done.exit_code, "'' is no folder" in done.output) == (3, True)
+
+
 def test_the_token_is_where_ray_looks_for_it(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert token() == ""
     (tmp_path / ".ray").mkdir()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from miner.artifacts.command import LocalPath
 from miner.artifacts.completion import files_in
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ MODELS, LOSSES, BACKBONES, JUDGEMENTS = (
     files_in(_HERE / name, paths=name == "backbones") for name in ("models", "losses", "backbones", "judgements")
 )
 FORMATS = files_in(_HERE / "data", "emoji", settings=True, paths=True)
-FOLDER = click.Path(path_type=Path)
+FOLDER = LocalPath()
 DATA = click.option(
     "--data",
     required=True,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from miner.artifacts.command import CommandGroup, align
+from miner.artifacts.command import CommandGroup, LocalPath, align
 from miner.artifacts.completion import files_in
 from trainer.commands import FOLD, FORMATS, data_config
 from trainer.commands._formats import WithFormats, described, first_lines
@@ -60,7 +60,7 @@ def formats(name: str | None) -> None:
 )  # fmt: skip
 @click.option("--strict", is_flag=True, help="Warnings count as errors.")
 @click.option(
-    "--write-exclude", type=click.Path(path_type=Path), metavar="FILE",
+    "--write-exclude", type=LocalPath(), metavar="FILE",
     help="Write the broken images there, for the setting exclude. What the set excludes already stays in the list.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
