@@ -7,7 +7,8 @@ model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from miner.artifacts.copies import copied
 from miner.artifacts.errors import DamagedArtifact
@@ -23,7 +24,7 @@ BEST = "best"
 
 
 def export_best(steps: Sequence[Step], store: Store, check: Callable[[], None] = lambda: None) -> Artifact | None:
-    """Copy the best round's checkpoint to `best/`, unless it is there. None while no round is evaluated.
+    """Copy the best round's checkpoint to `best/`, unless it is there whole. None while no round is evaluated.
 
     A kill leaves a folder without a manifest, and the next call begins again. Raises DamagedArtifact when the
     checkpoint is not what was committed.
@@ -36,8 +37,8 @@ def export_best(steps: Sequence[Step], store: Store, check: Callable[[], None] =
     source = Artifact(store, step.prefix, step.manifest)
     parents = {"checkpoint": source.manifest.fingerprint}
     draft = Draft(store, BEST, source.manifest.kind, {"parents": parents, "round": best})
-    held = _held(store)
-    if held is not None and held.manifest.inputs == draft.inputs:
+    held = _held(store, draft.inputs)
+    if held is not None:
         return held
     check()
     store.remove(f"{BEST}/{MANIFEST}")
@@ -47,9 +48,13 @@ def export_best(steps: Sequence[Step], store: Store, check: Callable[[], None] =
     return draft.commit(files, source.manifest.meta)
 
 
-def _held(store: Store) -> Artifact | None:
-    """What is there now; a copy whose manifest is broken is as good as none."""
+def _held(store: Store, inputs: Mapping[str, Any]) -> Artifact | None:
+    """The copy of this checkpoint that is there, every file hashed; a damaged one is as good as none."""
     try:
-        return find_artifact(store, BEST)
+        found = find_artifact(store, BEST)
+        if found is None or found.manifest.inputs != inputs:
+            return None
+        found.verify()
+        return found
     except DamagedArtifact:
         return None
