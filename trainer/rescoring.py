@@ -89,7 +89,7 @@ class _Grams:
         if not model.uses_gram("image", 4 * len(images) * longest**2):
             return None
         device = next(model.parameters()).device
-        return cls(model, images, torch.empty(len(images), longest, longest, device=device), set())
+        return cls(model, images, torch.zeros(len(images), longest, longest, device=device), set())
 
     def take(self, rows: Rows) -> Tensor:
         for block in sorted({*np.unique(rows // _BLOCK).tolist()} - self.known):

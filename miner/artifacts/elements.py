@@ -82,6 +82,7 @@ class ElementLists:
 
     @cached_property
     def _lengths(self) -> npt.NDArray[np.int64]:
+        """(rows,): how many elements are each row's."""
         return np.concatenate([np.diff(offsets) for offsets in self.offsets])
 
     def __len__(self) -> int:
@@ -93,7 +94,7 @@ class ElementLists:
 
     def lengths(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """How many elements each row has, (n,)."""
-        return self._spans(rows)[2]
+        return self._lengths[rows]
 
     def take(self, rows: npt.NDArray[np.int64]) -> tuple[Values, npt.NDArray[np.int64]]:
         """(values (n, longest of these, dim), lengths (n,)); beyond a row's length are elements of its neighbours."""
@@ -115,5 +116,4 @@ class ElementLists:
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """(shard, first element there, length) of every row."""
         shard_of = np.searchsorted(self.first_rows, rows, side="right") - 1
-        starts = self._starts[rows]
-        return shard_of, starts, self._lengths[rows]
+        return shard_of, self._starts[rows], self._lengths[rows]

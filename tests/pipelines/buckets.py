@@ -6,6 +6,8 @@ import hashlib
 import itertools
 import os
 import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import obstore
@@ -36,6 +38,14 @@ def environment(monkeypatch: pytest.MonkeyPatch, port: int, cache: Path) -> None
     }
     for name, value in given.items():
         monkeypatch.setenv(name, value)
+
+
+@contextmanager
+def places(port: int, cache: Path, prefix: str) -> Iterator[Callable[[], str]]:
+    """Makes a location below `prefix` in a bucket of its own, as often as it is called."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        environment(monkeypatch, port, cache)
+        yield lambda: f"s3://{new_bucket(port)}/{prefix}"
 
 
 def new_bucket(port: int) -> str:

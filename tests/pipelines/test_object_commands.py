@@ -42,9 +42,8 @@ def say(main: object, *arguments: object, code: int = 0) -> str:
 @pytest.fixture(scope="module")
 def new(moto: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[New]:
     """Makes a location in a bucket of its own."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        buckets.environment(monkeypatch, moto, tmp_path_factory.mktemp("copies"))
-        yield lambda: f"s3://{buckets.new_bucket(moto)}/team/run"
+    with buckets.places(moto, tmp_path_factory.mktemp("copies"), "team/run") as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

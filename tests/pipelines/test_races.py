@@ -36,9 +36,8 @@ _DEADLINE = 300
 
 @pytest.fixture(scope="module")
 def bucket(moto: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        buckets.environment(monkeypatch, moto, tmp_path_factory.mktemp("copies"))
-        yield lambda: f"s3://{buckets.new_bucket(moto)}/races"
+    with buckets.places(moto, tmp_path_factory.mktemp("copies"), "races") as made:
+        yield made
 
 
 @pytest.mark.parametrize("races", [12, pytest.param(1000, marks=pytest.mark.heavy)])
