@@ -30,6 +30,7 @@ from miner.artifacts.given import array_of, ids_of, links_of
 from miner.artifacts.manifest import MANIFEST, Artifact, Draft, find_artifact, open_artifact
 from miner.artifacts.negatives import NEGATIVES, NegativeTable
 from miner.artifacts.pairs import Direction, Pairs, Side, Within, sides
+from miner.artifacts.parquet import open_parquet
 from miner.artifacts.store import LocalStore
 from miner.folder import Folder, checked
 
@@ -83,7 +84,7 @@ class Table(NegativeTable):
     def to_arrow(self) -> Any:
         """A pyarrow Table as it is stored: anchor_id, rank, negative_id, score, lowest_positive; anchors in id order.
         Raises DamagedArtifact when somebody changed the temporary files."""
-        return _parquet(self._artifact, "negatives.parquet")
+        return open_parquet(self._artifact, "negatives.parquet").read()
 
     def to_pandas(self) -> Any:
         """The same as a pandas DataFrame. Raises BadInput where there is no pandas."""
@@ -92,7 +93,7 @@ class Table(NegativeTable):
     def shortfalls(self) -> Any:
         """A pyarrow Table of the anchors with fewer than k, and why: anchor_id, found, wanted, lowest_positive,
         reason."""
-        return _parquet(self._artifact, "shortfalls.parquet")
+        return open_parquet(self._artifact, "shortfalls.parquet").read()
 
     def __repr__(self) -> str:
         meta = self._artifact.manifest.meta
@@ -290,13 +291,6 @@ def _copy(folder: Path, out: Path, prefix: str) -> None:
     draft = Draft(LocalStore(out), prefix, source.manifest.kind, source.manifest.inputs)
     if draft.committed() is None:
         draft.commit(copied(source, draft), source.manifest.meta)
-
-
-def _parquet(artifact: Artifact, name: str) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    return pq.ParquetFile(pa.BufferReader(artifact.read(name))).read()
 
 
 def _pandas(table: Any) -> Any:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from miner.artifacts.pairs import Direction, Side, Within, sides
+from miner.artifacts.parquet import open_parquet
 from miner.rows import DIRECTIONS, Lookup, RowBlock, Rows
 
 __all__ = ["EXAMPLES", "Check", "Finding", "RowCheck", "Subject", "audit", "number_of"]
@@ -113,12 +114,9 @@ class Subject:
     @cached_property
     def shortfalls(self) -> dict[str, list[Any]] | None:
         """Columns of the list of anchors with fewer than k; None where there is no such list."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         if self.rows.artifact is None:
             return None
-        found = pq.read_table(pa.BufferReader(self.rows.artifact.read("shortfalls.parquet"))).to_pydict()
+        found = open_parquet(self.rows.artifact, "shortfalls.parquet").read().to_pydict()
         return {str(name): list(column) for name, column in found.items()}
 
     def example(self, block: RowBlock, row: int) -> dict[str, Any]:

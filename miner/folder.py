@@ -22,6 +22,7 @@ from miner.artifacts.ids import Ids
 from miner.artifacts.manifest import MANIFEST, digest_file, open_artifact
 from miner.artifacts.npy import map_npy, read_ids
 from miner.artifacts.pairs import Pairs, Side
+from miner.artifacts.parquet import arrow_source
 from miner.scores import Unit, norms
 
 __all__ = ["Folder", "checked", "open_folder"]
@@ -116,7 +117,7 @@ def _links(path: Path) -> list[Any]:
     import pyarrow.csv
     import pyarrow.parquet as pq
 
-    source = pa.BufferReader(path.read_bytes())
+    source = arrow_source(path.read_bytes())
     try:
         if path.suffix == ".parquet":
             table = pq.read_table(source, columns=_COLUMNS)

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from miner.artifacts.manifest import Artifact, Draft, FileRecord
 from miner.artifacts.pairs import Direction, Pairs, Within, sides
+from miner.artifacts.parquet import open_parquet
 
 __all__ = ["DROPPED", "DroppedRows", "DroppedTable", "dropped_table", "read_dropped"]
 
@@ -47,12 +48,9 @@ class DroppedRows:
 
 def read_dropped(artifact: Artifact, pairs: Pairs, direction: Direction | Within) -> DroppedRows | None:
     """What stands beside a negative table; None where no rule was asked. Raises DamagedArtifact."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     if DROPPED not in artifact.manifest.files:
         return None
-    table = pq.ParquetFile(pa.BufferReader(artifact.read(DROPPED))).read()
+    table = open_parquet(artifact, DROPPED).read()
     anchors, candidates = (
         pairs.ids(side).rows(table[name].combine_chunks())
         for side, name in zip(sides(direction), ("anchor_id", "negative_id"), strict=True)

@@ -20,6 +20,7 @@ from miner.artifacts.errors import BadInput, DamagedArtifact
 from miner.artifacts.ids import Ids
 from miner.artifacts.manifest import Artifact, Draft, FileRecord, check_kind
 from miner.artifacts.pairs import Side
+from miner.artifacts.parquet import open_parquet
 
 __all__ = ["EMBEDDINGS", "Embeddings", "check_vectors", "commit_embeddings", "npy_bytes", "part_name", "shard_ranges"]
 
@@ -110,12 +111,9 @@ class Embeddings:
     @classmethod
     def open(cls, artifact: Artifact) -> Embeddings:
         """Open and verify. Raises DamagedArtifact; BadInput when the artifact is of another kind."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         manifest = artifact.manifest
         check_kind(artifact, EMBEDDINGS)
-        ids = Ids(pq.ParquetFile(pa.BufferReader(artifact.read("ids.parquet"))).read()["id"])
+        ids = Ids(open_parquet(artifact, "ids.parquet").read()["id"])
         names = sorted(name for name in manifest.files if name.startswith("part-"))
         parts = tuple(np.load(artifact.path(name), mmap_mode="r", allow_pickle=False) for name in names)
         if sum(len(part) for part in parts) != len(ids):

@@ -32,6 +32,7 @@ from miner.artifacts.dropped import read_dropped
 from miner.artifacts.errors import BadInput, DamagedArtifact
 from miner.artifacts.manifest import Artifact, Draft, FileRecord, canonical_json, open_artifact
 from miner.artifacts.pairs import Direction, Pairs, Within, sides
+from miner.artifacts.parquet import open_parquet
 from miner.artifacts.place import Place
 
 __all__ = ["NEGATIVES", "NegativeBlock", "NegativeTable", "write_negatives"]
@@ -284,9 +285,7 @@ class NegativeTable:
 
         Raises BadInput when the table was mined for other pairs, DamagedArtifact when it is not as committed.
         """
-        import pyarrow as pa
         import pyarrow.compute as pc
-        import pyarrow.parquet as pq
 
         artifact = source if isinstance(source, Artifact) else open_artifact(source, NEGATIVES)
         if artifact.manifest.kind != NEGATIVES:
@@ -305,8 +304,7 @@ class NegativeTable:
         scores = np.full((num_anchors, k), np.nan, dtype=np.float32)
         lowest = np.full(num_anchors, np.nan, dtype=np.float32)
 
-        data = pa.BufferReader(artifact.read("negatives.parquet"))
-        file = pq.ParquetFile(data, read_dictionary=_IDS)
+        file = open_parquet(artifact, "negatives.parquet", read_dictionary=_IDS)
         if json.loads(file.metadata.metadata[FOOTER_KEY]) != provenance:
             raise DamagedArtifact(f"{artifact.where}: the table's footer and its manifest tell different provenance.")
         for group in range(file.num_row_groups):
@@ -321,7 +319,7 @@ class NegativeTable:
             scores.reshape(-1)[cells] = table["score"].to_numpy()
             lowest[rows[0]] = table["lowest_positive"].to_numpy()
 
-        short = pq.ParquetFile(pa.BufferReader(artifact.read("shortfalls.parquet"))).read()
+        short = open_parquet(artifact, "shortfalls.parquet").read()
         lowest[pc.index_in(short["anchor_id"], value_set=anchor_ids).to_numpy()] = short["lowest_positive"].to_numpy()
         found = (negatives >= 0).sum(1, dtype=np.int32)
         fingerprint, read = artifact.manifest.fingerprint, partial(_dropped, artifact, pairs, direction)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from miner.artifacts.errors import BadInput
 from miner.artifacts.ids import Ids
 from miner.artifacts.manifest import Artifact, Draft
+from miner.artifacts.parquet import open_parquet
 
 __all__ = ["PAIRS", "Direction", "Pairs", "Side", "Within", "commit_pairs", "open_pairs", "sides"]
 
@@ -238,13 +239,9 @@ def commit_pairs(draft: Draft, pairs: Pairs, meta: Mapping[str, Any]) -> Artifac
 
 def open_pairs(artifact: Artifact) -> Pairs:
     """Read what `commit_pairs` wrote. Raises DamagedArtifact."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     def column(table: str, name: str) -> Any:
-        data = artifact.read(f"{table}.parquet")
-        # Not `read_table`: its threads may hold the bytes a moment longer, and abort a process that ends meanwhile.
-        return pq.ParquetFile(pa.BufferReader(data)).read(columns=[name])[name].combine_chunks()
+        return open_parquet(artifact, f"{table}.parquet").read(columns=[name])[name].combine_chunks()
 
     texts = column("texts", "text")
     return Pairs.from_columns(
