@@ -36,6 +36,7 @@ import numpy as np
 import numpy.typing as npt
 
 from miner.approximate import Miner
+from miner.artifacts.ids import Ids
 from miner.artifacts.pairs import Pairs
 from miner.index import factory
 from miner.index._faiss import faiss, set_threads
@@ -153,8 +154,8 @@ def compared(
     """Search times of both, and the recall."""
     gallery, anchors = np.load(texts), np.load(images, mmap_mode="r")
     pairs = Pairs(
-        [f"{row:08d}" for row in range(len(anchors))],
-        [f"{row:08d}" for row in range(len(gallery))],
+        Ids([f"{row:08d}" for row in range(len(anchors))]),
+        Ids([f"{row:08d}" for row in range(len(gallery))]),
         np.repeat(np.arange(len(anchors)), TEXTS),
         np.arange(len(gallery)),
     )

@@ -89,7 +89,8 @@ def epochs_in_equal_time(work: Path) -> int:
     cost = json.loads(kept.read_text())
     run = settings_of(0, 0, "mined").run
     mined = run.rounds * (cost["mined mining"] + run.epochs * cost["mined epoch"])
-    return round(run.first_epochs + mined / cost["equal-updates epoch"])
+    epochs: int = round(run.first_epochs + mined / cost["equal-updates epoch"])
+    return epochs
 
 
 def run_arm(work: Path, fold: int, seed: int, arm: str, first_epochs: int = 0) -> dict[str, float]:

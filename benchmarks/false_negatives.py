@@ -105,7 +105,7 @@ class Pool:
 
 def judged(pairs: Pairs, folder: Path) -> Array:
     """(images, texts): what people said of the pairs that do not belong together, as `Task.fits`."""
-    config = flickr8k.Config(path=folder)
+    config = flickr8k.Config.model_validate({"path": folder})
     corpus = flickr8k._by_row(config)
     images = flickr8k._images(pairs, corpus, folder)
     texts = flickr8k._texts(pairs, corpus, {row: name for name, row in images.items()})
@@ -132,7 +132,7 @@ def tasks(vectors: Path, data: str, judgements: Path, work: Path, num: int) -> d
         name=str(vectors),
     )
     fits = judged(pairs, judgements)
-    made: dict[str, Array] = {side: unit(opened.vectors(side, "ip")) for side in ("image", "text")}
+    made: dict[Side, Array] = {side: unit(opened.vectors(side, "ip")) for side in ("image", "text")}
     candidates: dict[str, Candidates] = {}
     for direction in get_args(Direction):
         anchors, gallery = (made[side] for side in sides(direction))

@@ -32,7 +32,7 @@ from training import Mined
 from miner import fused
 from miner.artifacts.negatives import NegativeBlock
 from miner.artifacts.pairs import Direction, Pairs, Side
-from miner.matrix import mine_exhaustively
+from miner.matrix import AnyDirection, mine_exhaustively
 from trainer import losses, models
 from trainer.training import EpochLog, FitConfig, fit
 
@@ -64,9 +64,9 @@ def bare(image: np.ndarray[Any, Any], text: np.ndarray[Any, Any], where: str) ->
 
 def mined(
     vectors: dict[Side, Any], pairs: Pairs, k: int, where: str | None, threads: int = 1
-) -> tuple[float, dict[Direction, NegativeBlock]]:
+) -> tuple[float, dict[AnyDirection, NegativeBlock]]:
     """Seconds of the second search, on a device of torch or on the CPU, and what was found."""
-    found: dict[Direction, NegativeBlock] = {}
+    found: dict[AnyDirection, NegativeBlock] = {}
 
     def search() -> None:
         for direction, blocks in mine_exhaustively(vectors, pairs, ["i2t", "t2i"], k, threads=threads, device=where):

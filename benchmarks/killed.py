@@ -43,7 +43,8 @@ def prepare(folder: Path, images: int, texts: int) -> None:
     rng = np.random.default_rng(0)
 
     def unit(vectors: np.ndarray) -> np.ndarray:
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        found: np.ndarray = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return found
 
     topics = rng.standard_normal((max(1, images // 50), DIM), np.float32)
     image = rng.standard_normal((images, DIM), np.float32) + topics[rng.integers(len(topics), size=images)]

@@ -75,8 +75,10 @@ def timed(work: Callable[[], None]) -> float:
 
 def ratio(work: Callable[[], None], baseline: Callable[[], None], seconds: float) -> tuple[float, float]:
     """(ratio of medians, median milliseconds of the baseline), alternating for about `seconds`."""
-    work(), baseline()
-    mine, theirs = [], []
+    work()
+    baseline()
+    mine: list[float] = []
+    theirs: list[float] = []
     until = time.perf_counter() + seconds
     while time.perf_counter() < until or len(mine) < 7:
         mine.append(timed(work))
@@ -107,7 +109,8 @@ def compare(case: str, batch: int, seconds: float, *, from_embeddings: bool) -> 
             if from_embeddings:
                 scores = [(sides[0] * more[0]).sum(1), (more[1] * sides[1]).sum(1), (more[1] * more[0]).sum(1)]
                 scores.append((more[2] * more[3]).sum(1) if config.needs_partners else scores[0].detach())
-            offline = Offline(*scores, true, true, false, false, share, share)
+            text, image, negatives, partners = scores
+            offline = Offline(text, image, negatives, partners, true, true, false, false, share, share)
         matrix = sides[0] @ sides[1].T if from_embeddings else leaf
         torch.stack(list(losses.parts(config, Similarities(matrix, valid, offline)).values())).sum().backward()
 

@@ -25,14 +25,17 @@ import platform
 import resource
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import click
 import numpy as np
 import numpy.typing as npt
 
+from miner.artifacts.ids import Ids
 from miner.artifacts.negatives import NegativeBlock
 from miner.artifacts.pairs import Pairs, Side
 from miner.index._faiss import faiss, set_threads
@@ -50,8 +53,8 @@ def vectors_of(images: int, texts: int, dim: int, seed: int = 0) -> tuple[Vector
     text = rng.standard_normal((texts, dim), np.float32) + image[owner]
     for side in (image, text):
         side /= np.linalg.norm(side, axis=1, keepdims=True)
-    ids = [tuple(f"{row:08d}" for row in range(size)) for size in (images, texts)]
-    return image, text, Pairs(ids[0], ids[1], owner, np.arange(texts))
+    image_ids, text_ids = (Ids(f"{row:08d}" for row in range(size)) for size in (images, texts))
+    return image, text, Pairs(image_ids, text_ids, owner, np.arange(texts))
 
 
 def bare(image: Vectors, text: Vectors) -> dict[str, float]:
@@ -82,18 +85,12 @@ def bare(image: Vectors, text: Vectors) -> dict[str, float]:
 def quintain(image: Vectors, text: Vectors, pairs: Pairs, k: int, threads: int, kind: str) -> dict[str, NegativeBlock]:
     from miner import matrix, tiles
 
-    chosen = matrix.fastest
-
     def float32(rows: Vectors, lengths: Any, columns: Any, max_norm: float, *_: float) -> tiles.Tiles:
         return tiles.Float32(rows, lengths, max_norm)
 
-    # Another function in its place, which mypy takes for a mistake.
-    matrix.fastest = float32 if kind == "float32" else chosen  # type: ignore[assignment]
-    try:
+    with mock.patch("miner.matrix.fastest", float32) if kind == "float32" else nullcontext():
         both = matrix.mine_exhaustively({"image": image, "text": text}, pairs, ["i2t", "t2i"], k, threads=threads)
         return {direction: NegativeBlock.join(list(blocks)) for direction, blocks in both}
-    finally:
-        matrix.fastest = chosen
 
 
 def with_faiss(image: Vectors, text: Vectors, depth: dict[str, int]) -> dict[str, Any]:

@@ -85,7 +85,8 @@ def attended(queries: Tensor, contexts: Tensor, smooth: float, focal: str | None
         weights = kept * weights
         weights = weights / weights.sum(2, keepdim=True)
     found = torch.bmm(contexts.transpose(1, 2), weights.transpose(1, 2).contiguous()).transpose(1, 2)
-    return (queries * found).sum(2) / (queries.norm(dim=2) * found.norm(dim=2)).clamp(min=1e-8)
+    lengths: Tensor = queries.norm(dim=2) * found.norm(dim=2)
+    return (queries * found).sum(2) / lengths.clamp(min=1e-8)
 
 
 def one_by_one(config: Any, images: Elements, texts: Elements) -> Tensor:

@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from miner.artifacts.ids import Ids
 from miner.artifacts.negatives import NegativeTable
-from miner.artifacts.pairs import Direction, Pairs, sides
+from miner.artifacts.pairs import Direction, Pairs, Side, sides
 from pipelines.report import RoundView, RunView, render
 from trainer.data import Dataset
 
@@ -92,14 +93,17 @@ def made_up(images: int) -> RunView:
     texts = 5 * images
     words = random.integers(0, len(WORDS), (texts, 9))
     captions = [" ".join(WORDS[word] for word in row) + f" {at}" for at, row in enumerate(words.tolist())]
-    ids = [f"COCO_train2014_{at:012d}" for at in range(images)], [str(at) for at in range(texts)]
-    pairs = Pairs(*ids, np.repeat(np.arange(images), 5), np.arange(texts), tuple(captions))
+    image_ids = Ids([f"COCO_train2014_{at:012d}" for at in range(images)])
+    text_ids = Ids([str(at) for at in range(texts)])
+    pairs = Pairs(image_ids, text_ids, np.repeat(np.arange(images), 5), np.arange(texts), tuple(captions))
     views = [RoundView(0, {"test": {"rsum": 300.0}}, {}, {}, {}, {"fit": 10.0})]
     for number in (1, 2):
         directions: tuple[Direction, Direction] = ("i2t", "t2i")
         tables = {direction: _table(pairs, direction, number) for direction in directions}
         views.append(RoundView(number, {"test": {"rsum": 300.0 + number}}, tables, {}, {}, {"fit": 10.0, "mine": 2.0}))
-    vectors = {side: random.normal(size=(len(pairs.ids(side)), 64)).astype(np.float32) for side in ("image", "text")}
+    vectors: dict[Side, Any] = {
+        side: random.normal(size=(len(pairs.ids(side)), 64)).astype(np.float32) for side in ("image", "text")
+    }
     return RunView(Dataset(pairs, Pictures(images), "made up", "train"), views, "100,000 anchors", vectors=vectors)
 
 
@@ -147,7 +151,8 @@ def measure(page: Path, repeats: int) -> tuple[list[float], dict[str, list[float
 
 def _processor(session: Any) -> float:
     """Seconds of processor time that the page's process has used."""
-    return {one["name"]: one["value"] for one in session.send("Performance.getMetrics")["metrics"]}["ProcessTime"]
+    found = session.send("Performance.getMetrics")["metrics"]
+    return float(next(one["value"] for one in found if one["name"] == "ProcessTime"))
 
 
 def main() -> None:

@@ -54,8 +54,8 @@ def main() -> None:
         page = Path(folder) / "report.html"
         page.write_text(render(view_of(place(asked.run_dir))), encoding="utf8")
         chromium = driver.chromium.launch(executable_path=asked.browser, chromium_sandbox=False, args=["--disable-gpu"])
-        for name, *view in VIEWS:
-            taken = Image.open(io.BytesIO(shoot(chromium, page, *view)))
+        for name, anchor, width, height, scheme in VIEWS:
+            taken = Image.open(io.BytesIO(shoot(chromium, page, anchor, width, height, scheme)))
             # A palette makes a third of the bytes; nobody sees the difference at this size.
             path = asked.out / f"report-{name}.png"
             taken.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from miner.artifacts.ids import Ids
 from miner.artifacts.manifest import Draft
 from miner.artifacts.negatives import NEGATIVES, NegativeBlock, NegativeTable, write_negatives
 from miner.artifacts.pairs import Pairs
@@ -32,8 +33,9 @@ GROUP = 32768
 def made_up(anchors: int, k: int) -> tuple[Pairs, NegativeBlock]:
     """A table of the size asked for, its ids as long as those of COCO."""
     rng = np.random.default_rng(0)
-    image_ids = tuple(f"COCO_train_{row:012d}.jpg" for row in range(anchors))
-    pairs = Pairs(image_ids, tuple(f"{row:07d}" for row in range(anchors)), np.arange(anchors), np.arange(anchors))
+    image_ids = Ids([f"COCO_train_{row:012d}.jpg" for row in range(anchors)])
+    text_ids = Ids([f"{row:07d}" for row in range(anchors)])
+    pairs = Pairs(image_ids, text_ids, np.arange(anchors), np.arange(anchors))
     scores = np.sort(rng.normal(0.4, 0.1, (anchors, k)).astype(np.float32), axis=1)[:, ::-1]
     negatives = rng.integers(0, anchors, (anchors, k), dtype=np.int32)
     lowest = rng.normal(0.5, 0.1, anchors).astype(np.float32)

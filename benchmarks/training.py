@@ -23,7 +23,7 @@ import tempfile
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import numpy as np
@@ -34,7 +34,7 @@ from models import dataset as made_up
 from miner.artifacts.embeddings import EMBEDDINGS
 from miner.artifacts.manifest import Draft
 from miner.artifacts.negatives import NegativeBlock
-from miner.artifacts.pairs import Direction, Side
+from miner.artifacts.pairs import Direction, Side, sides
 from miner.artifacts.store import LocalStore
 from miner.matrix import mine_exhaustively
 from trainer import losses, models
@@ -80,13 +80,15 @@ def mined(model: Encoder, data: Dataset, threads: int) -> dict[Direction, Mined]
         side: encode_rows(model, data, side, np.arange(len(data.pairs.ids(side))), threads=threads) for side in SIDES
     }
     tables: dict[Direction, Mined] = {}
-    for direction, k in (("i2t", POOLS["h_t"]), ("t2i", POOLS["h_v"])):
-        ((found, blocks),) = mine_exhaustively(vectors, data.pairs, [direction], k, threads=threads)
+    for direction in get_args(Direction):
+        asked = POOLS["h_t"] if direction == "i2t" else POOLS["h_v"]
+        k = min(asked, len(vectors[sides(direction)[1]]))
+        ((_, blocks),) = mine_exhaustively(vectors, data.pairs, [direction], k, threads=threads)
         block = NegativeBlock.join(list(blocks))
         rows = np.empty_like(block.negatives)
         rows[block.anchor_rows] = block.negatives
-        tables[found] = Mined(found, rows)
-        check_table(tables[found], found, data.pairs)
+        tables[direction] = Mined(direction, rows)
+        check_table(tables[direction], direction, data.pairs)
     return tables
 
 
@@ -112,8 +114,8 @@ def steps(
             loss = losses.configure("aoq", POOLS) if size else losses.configure("triplet")
             asked = given.model_copy(update={"neighbourhood": max(size, 1), "seed": epoch})
             logs: list[EpochLog] = []
-            more = {"tables": tables} if size else {}
-            fit(data, config, loss, asked, start=start, first_epoch=1, progress=logs.append, **more)
+            used = tables if size else None
+            fit(data, config, loss, asked, tables=used, start=start, first_epoch=1, progress=logs.append)
             spent[way].append(logs[0].seconds / logs[0].steps)
     middle = {way: statistics.median(times[1:]) for way, times in spent.items()}
     return {
@@ -142,7 +144,7 @@ def encoding(data: Dataset, settings: dict[str, Any], repeats: int, threads: int
     """By side: the share of the bare forward pass's speed that the whole stage has."""
     tokenizer = models.tokenizer_of(models.configure("vse_inf", settings), data.pairs.texts, 4)
     model = models.build(models.configure("vse_inf", settings), tokenizer, data.image_shape)
-    found = {}
+    found: dict[str, dict[str, float]] = {}
     for side in SIDES:
         rows = np.arange(len(data.pairs.ids(side)))
         batches = [inputs for _, _, inputs in _batches(model, data, side, rows, BATCH_SIZE)]

@@ -95,7 +95,7 @@ class Encoded:
     _processes: Processes = ALONE
 
     def backward(self, loss: Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if self._processes.size > 1:
             # What the scorer's own parameters have, every process has found.
             for parameter in self.model.parameters():
@@ -126,7 +126,7 @@ class _Again:
             return
         output = self.kept if self.kept is not None else self.run.encode(self.side, self.chunk)[0]
         gradient = self.leaf.grad.index_select(0, torch.from_numpy(self.chunk.places).to(self.leaf.device))
-        output.backward(gradient[:, : output.shape[1]])  # type: ignore[no-untyped-call]
+        output.backward(gradient[:, : output.shape[1]])
 
 
 @dataclass
@@ -189,7 +189,7 @@ def auxiliary_loss(model: Encoder, gathered: Gathered, device: torch.device, pre
             inputs = images[rows].to(device), tokens[rows, :longest].to(device), lengths[rows]
             part = model.auxiliary_loss(*inputs) * (len(rows) / len(lengths))
         if size:
-            part.backward()  # type: ignore[no-untyped-call]
+            part.backward()
             part = part.detach()
         total = total + part
     return total
