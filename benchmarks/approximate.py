@@ -1,5 +1,6 @@
 """What an approximate index saves, beside exact FAISS on the same vectors, and whether it takes the memory foretold.
 
+\b
     python benchmarks/approximate.py                                          # 1,000,000 x 256, k = 50
     python benchmarks/approximate.py --rows 100000 --work /tmp/approximate    # the same, smaller
 
@@ -9,6 +10,7 @@ beside 1.4 of the topics) around each image; images and texts have different mea
 an image are of several topics. How hard that is, the share of lists that must be looked into says: about 1 in 100 with
 --noise 2; with --noise 3 everything is about as near as anything else, half of the lists are needed, no index helps.
 
+\b
 exact     IndexFlatIP: k and the anchors' positives for some thousand anchors
 index     the same from the index as tuned for the recall on other anchors: search alone; then with everything that
           `miner mine` does: positives out, what is left scored in float64 and ranked

@@ -1,9 +1,11 @@
 """Does mining help on the bundled set? The demo's settings against the online max-violation triplet, paired.
 
+\b
     python benchmarks/demo_quality.py --folds 5 --seeds 2 --out quality.json
 
 Every (fold, seed) trains three arms through the same loop, from the same initial weights and the same batches:
 
+\b
     mined            the demo: AdapOffQuin on tables mined anew each round
     equal-updates    the triplet, as many updates
     equal-time       the triplet, as many epochs as fit into the time `mined` spends on encode, index, mine and fit;
@@ -12,6 +14,7 @@ Every (fold, seed) trains three arms through the same loop, from the same initia
 The figure is the test rsum of the averaged weights at the end of training; nothing is chosen on the test set, and no
 epoch is picked. Test sets of folds share no base emoji but their training sets overlap. Two 95% intervals are given:
 
+\b
     over seeds   of the mean over just these test sets: what another training would give; variances of the folds pooled
     over folds   of what other emoji would give: seeds averaged within a fold, then Nadeau and Bengio's corrected t
                  (Machine Learning 52, 2003), which is far wider than Student's with five folds

@@ -1,5 +1,6 @@
 """What a GPU makes of mining and of training, as ratios measured on it; on a CPU a small size shows that it runs.
 
+\b
     python benchmarks/gpu.py --out gpu.json
 
 Mining: k = 300 of both directions for 113,287 images x 566,435 captions x 1,024 (COCO's training set), against one bare

@@ -1,5 +1,6 @@
 """What the loop costs beside the work it hands out, how encode and mine scale, and what that means for a cluster.
 
+\b
     python benchmarks/loop.py [--images 10000] [--repeats 3] [--work DIR]
 
 A made-up set of `--images` vectors with five captions each; one round of VSE++ before mining, `--rounds` after.

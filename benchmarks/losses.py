@@ -1,5 +1,6 @@
 """What each loss costs: forward and backward as a ratio to one plain max-violation triplet on the same batch.
 
+\b
     python benchmarks/losses.py
 
 Embeddings of dim 1,024, batches of 128 and 1,024 pairs, float32. Baseline and loss alternate, so that whatever else the

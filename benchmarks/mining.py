@@ -1,11 +1,13 @@
 """What exact mining costs, as ratios measured side by side on the same vectors.
 
+\b
     python benchmarks/mining.py                                       # 20,000 images x 100,000 texts x 1,024, k = 50
     python benchmarks/mining.py --images 20000 --texts 20000 --dim 384
 
 Every figure is a multiple of one bare float32 matrix product of that shape with the fastest BLAS that is installed
 (torch's or numpy's), into memory that is there already. Beside it:
 
+\b
     quintain        both directions: k negatives of every image and every text, positives left out, ties by id, every
                     one proved and scored in float64; with the tiles it chose, and with float32 tiles
     FAISS           two IndexFlatIP, built and searched for k + the number of positives; float32 scores, nothing left

@@ -1,5 +1,6 @@
 """What models cost, as ratios measured side by side.
 
+\b
     python benchmarks/models.py
 
 Cross-attention: the scores of 128 images x 128 captions by SCAN and BFAN, batched, against a loop over captions as the

@@ -1,9 +1,11 @@
 """Does mining help on photographs? The AOQ paper's experiment on Flickr8k features, for five published models.
 
-    python benchmarks/quality.py --data ../shared/data/flickr8k --seeds 3 --out quality.json
+\b
+    python benchmarks/quality.py --data ../shared/data/flickr8k --seeds 3
 
 Every (model, seed) trains these arms, from the same initial weights and the same batches:
 
+\b
     triplet              online max-violation triplet, the baseline
     loop OffTri, ...     as quintain trains: the model finds its own negatives anew each round and goes on
     near OffTri, ...     the same with batches composed from the tables (`fit.neighbourhood`): the offline negatives are

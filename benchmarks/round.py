@@ -1,5 +1,6 @@
 """Where a round's time goes at COCO's size, projected from rates measured on this machine.
 
+\b
     python benchmarks/round.py
 
 Measured: encoding images (36 x 2,048 regions) and captions with VSE∞ of 1,024 dimensions, a step of the adaptive

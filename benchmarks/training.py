@@ -1,5 +1,6 @@
 """What the quintuplet costs, and what encoding costs, as ratios measured side by side.
 
+\b
     python benchmarks/training.py --data ../shared/data/flickr8k
 
 Steps: epochs of `fit` on VSE∞ with a BiGRU, batches of 128: the max-violation triplet, and the adaptive quintuplet
