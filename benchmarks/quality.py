@@ -305,6 +305,17 @@ def report(found: Found) -> None:
             print("  ".join(said))
 
 
+def _of_equal_time(by_arm: dict[str, dict[int, dict[str, Any]]], arm: str) -> tuple[dict[int, Any], dict[int, Any]]:
+    """An arm and the triplet of as much time: of the arm's own, or both of another's."""
+    own = arm.partition(" ")[0]
+    for mode in (own, *MODES):
+        ours = by_arm[arm] if mode == own else by_arm.get(f"{arm}, {mode}'s time", {})
+        others = by_arm.get(f"triplet, {mode}'s time", {})
+        if ours and others:
+            return ours, others
+    return {}, {}
+
+
 def table(found: Found, said: tuple[str, ...] = METRICS[:1] + METRICS[3:5]) -> None:
     """A line of Markdown for every model and arm that mines: what it has over the triplet, both ways."""
     print(f"| model | arm | seeds | {' | '.join(f'{name}, equal updates | equal time' for name in said)} |")
@@ -315,9 +326,8 @@ def table(found: Found, said: tuple[str, ...] = METRICS[:1] + METRICS[3:5]) -> N
                 continue
             cells = []
             for name in said:
-                for baseline in ("triplet", f"triplet, {arm.partition(' ')[0]}'s time"):
-                    others = by_arm.get(baseline, {})
-                    less = [members[seed][name] - others[seed][name] for seed in sorted(members.keys() & others.keys())]
+                for ours, others in ((members, by_arm.get("triplet", {})), _of_equal_time(by_arm, arm)):
+                    less = [ours[seed][name] - others[seed][name] for seed in sorted(ours.keys() & others.keys())]
                     cells.append(f"{'+' if np.mean(less) >= 0 else ''}{interval(less)}" if less else "")
             print(f"| {model} | {arm} | {len(members)} | {' | '.join(cells)} |")
 
