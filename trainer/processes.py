@@ -7,6 +7,7 @@ after every step, since they are moved by the same sums.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -81,10 +82,17 @@ def _device() -> torch.device:
 
 @contextlib.contextmanager
 def joined() -> Iterator[Processes]:
-    """Join the processes that `torchrun` started, over NCCL where each has a GPU, else gloo; alone without torchrun."""
+    """Join the processes that `torchrun` started, over NCCL where each has a GPU, else gloo; alone without torchrun.
+
+    Gloo's threads have ended when this block ends. One that is left lets go of a tensor at any later moment, needs the
+    interpreter for it, and aborts a process that is ending (SIGABRT, "terminate called without an active exception").
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         yield ALONE
         return
+    # A module with the process group of its import among its defaults, which keeps that group and its threads for good.
+    # The first step of an optimizer imports it; imported before there is a group, it has none to keep.
+    importlib.import_module("torch.distributed.nn.functional")
     gpus = torch.cuda.device_count()
     at = int(os.environ.get("LOCAL_RANK", "0"))
     if gpus:
