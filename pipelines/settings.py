@@ -20,11 +20,12 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, field_validator
 
 from miner.artifacts.errors import BadInput
+from miner.artifacts.pairs import Direction
 from pipelines.resources import ExecutorConfig
 from pipelines.run_section import RunConfig
 from pipelines.stop import StopConfig
@@ -77,8 +78,35 @@ class IndexConfig(BaseModel):
         return automatic(rows) if self.factory == "auto" else self.factory
 
 
+class ByDirection(NamedTuple):
+    """A number of each direction."""
+
+    i2t: int
+    t2i: int
+
+
+def _count(value: Any) -> int | ByDirection:
+    """From 1 on, of both directions or of each."""
+    if isinstance(value, ByDirection):
+        return value
+    each = dict(value) if isinstance(value, Mapping) else {"i2t": value, "t2i": value}
+    if set(each) != {"i2t", "t2i"} or not all(type(count) is int and count >= 1 for count in each.values()):
+        raise ValueError("a whole number from 1 on is needed, or one of each direction: { i2t = 300, t2i = 60 }")
+    return ByDirection(**each) if isinstance(value, Mapping) else each["i2t"]
+
+
+def _plain(count: int | ByDirection) -> int | dict[str, int]:
+    return count._asdict() if isinstance(count, ByDirection) else count
+
+
+Count = Annotated[int | ByDirection, PlainValidator(_count), PlainSerializer(_plain)]
+
+
 class MineConfig(BaseModel):
     """`k` negatives are kept per anchor; `shard_anchors` anchors make one task.
+
+    `k` and `num_candidates` are numbers of both directions or one of each, { i2t = 300, t2i = 60 }, as a loss may draw
+    from pools of unequal size.
 
     `rules` drop candidates, as `miner mine --rule` takes them: ["default"]. They choose from `num_candidates` per
     anchor [default: 2 k], and the search goes deeper for an anchor that is left with fewer than k.
@@ -97,9 +125,9 @@ class MineConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    k: int = Field(default=50, ge=1)
+    k: Count = 50
     shard_anchors: int = Field(default=1024, ge=1)
-    num_candidates: int | None = Field(default=None, ge=1)
+    num_candidates: Count | None = None
     recall: float = Field(default=0.95, gt=0, lt=1)
     recall_sample: int | None = Field(default=None, ge=1)
     rules: tuple[str, ...] = ()
@@ -137,10 +165,15 @@ class MineConfig(BaseModel):
         """Whether negatives are chosen from candidates."""
         return bool(self.rules or self.verdicts_sha256)
 
-    def of_round(self, round: int) -> MineConfig:
-        """The same for one round: without verdicts that do not hold there."""
-        ignored = {"verdicts": "", "verdicts_sha256": ""} if round < self.verdicts_from else {}
-        return self.model_copy(update=ignored)
+    def of(self, direction: Direction, round: int) -> MineOf:
+        """The same for one direction and round: its own numbers, without verdicts that do not hold there."""
+        given = dict(self)
+        if round < self.verdicts_from:
+            given |= {"verdicts": "", "verdicts_sha256": ""}
+        for name in ("k", "num_candidates"):
+            if isinstance(given[name], ByDirection):
+                given[name] = getattr(given[name], direction)
+        return MineOf.model_construct(**given)
 
     def resolved(self, folder: Path) -> MineConfig:
         """The same with the file of verdicts found from `folder`, and hashed. Raises BadInput for what is none."""
@@ -152,6 +185,13 @@ class MineConfig(BaseModel):
         path = (folder / self.verdicts).resolve()
         lines(path)
         return self.model_copy(update={"verdicts": str(path), "verdicts_sha256": digest_file(path)})
+
+
+class MineOf(MineConfig):
+    """What `MineConfig.of` gives."""
+
+    k: int
+    num_candidates: int | None
 
     def candidates(self, gallery: int, two_stage: bool = True) -> int:
         """How many candidates are searched per anchor in a gallery of this size, for a second stage or for rules."""

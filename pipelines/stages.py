@@ -108,26 +108,9 @@ def declare(settings: Settings, data: Data, last: int | None = None) -> list[Sta
     Raises BadInput for a k that no gallery can fill.
     """
     last = settings.run.rounds if last is None else last
-    smallest = min(data.num_images, data.num_texts)
-    if settings.loss.needs_tables and settings.mine.k > smallest:
-        raise BadInput(
-            f"mine.k = {settings.mine.k} is larger than the gallery: {data.num_images} images, "
-            f"{data.num_texts} texts; ask for at most {smallest}."
-        )
-    if settings.loss.needs_tables and max(settings.loss.skip_t, settings.loss.skip_v) >= settings.mine.k:
-        raise BadInput(
-            f"loss.skip_t = {settings.loss.skip_t}, loss.skip_v = {settings.loss.skip_v}: mine.k = {settings.mine.k} "
-            "negatives are all passed over; mine more, or skip fewer."
-        )
-    if (
-        settings.loss.needs_tables
-        and settings.two_stage
-        and settings.mine.candidates(smallest) < min(settings.mine.k, smallest)
-    ):
-        raise BadInput(
-            f"mine.num_candidates = {settings.mine.num_candidates} is smaller than mine.k = {settings.mine.k}: the "
-            "model's own score picks the negatives among the candidates; search for several times k."
-        )
+    if settings.loss.needs_tables:
+        for direction in get_args(Direction):
+            _check_counts(settings, data, direction)
     stages: list[Stage] = []
     trained_on = {round: settings.run.tables_of(round) for round in range(1, last + 1) if settings.loss.needs_tables}
     for round in range(last + 1):
@@ -158,16 +141,36 @@ def declare(settings: Settings, data: Data, last: int | None = None) -> list[Sta
     return [replace(stage, libraries=used) if stage.work in _RUNS_MODEL else stage for stage in stages]
 
 
+def _check_counts(settings: Settings, data: Data, direction: Direction) -> None:
+    mine, gallery = settings.mine.of(direction, 0), data.rows(sides(direction)[1])
+    if mine.k > gallery:
+        raise BadInput(
+            f"mine.k = {mine.k} is larger than the gallery of {direction}: {data.num_images} images, {data.num_texts} "
+            f"texts; ask for at most {gallery} of {direction}."
+        )
+    skipped = "skip_t" if direction == "i2t" else "skip_v"
+    if getattr(settings.loss, skipped) >= mine.k:
+        raise BadInput(
+            f"loss.{skipped} = {getattr(settings.loss, skipped)}: mine.k = {mine.k} negatives of {direction} are all "
+            "passed over; mine more, or skip fewer."
+        )
+    if settings.two_stage and mine.candidates(gallery) < mine.k:
+        raise BadInput(
+            f"mine.num_candidates = {mine.num_candidates} is smaller than mine.k = {mine.k} of {direction}: the "
+            "model's own score picks the negatives among the candidates; search for several times k."
+        )
+
+
 def _mining(settings: Settings, data: Data, round: int) -> list[Stage]:
     stages = []
     width = int(settings.model.dim) * 4
     two_stage = settings.two_stage
-    mine = settings.mine.of_round(round)
+    either = settings.mine.of("i2t", round)
     # What only a two-stage search reads does not make a plain one stale; `recall` is read by tuning alone. Of verdicts
     # the bytes count, not where they lay.
     unread = {"recall", "recall_sample", "verdicts", "verdicts_from"} | ({"element_dtype"} if not two_stage else set())
-    unread |= {"num_candidates"} if not (two_stage or mine.selective) else set()
-    unread |= {name for name in ("rules", "verdicts_sha256") if not getattr(mine, name)}
+    unread |= {"num_candidates"} if not (two_stage or either.selective) else set()
+    unread |= {name for name in ("rules", "verdicts_sha256") if not getattr(either, name)}
     train = {"data": data.fingerprints["train"]}
     encoded = {side: (side, f"r{round}/encode-{side}") for side in get_args(Side)}
     for side in get_args(Side):
@@ -188,6 +191,7 @@ def _mining(settings: Settings, data: Data, round: int) -> list[Stage]:
         stages.append(Stage(round, "index", side, "index", parents, made.parameters, **cost))
     mined = []  # after what is tuned: both directions are then mined by the same workers
     for direction in get_args(Direction):
+        mine = settings.mine.of(direction, round)
         anchor, gallery = sides(direction)
         sources = (*encoded.values(), ("index", f"r{round}/index-{gallery}"))
         memory = 2**28 + 2 * data.rows(gallery) * width + indexes[gallery].search

@@ -32,7 +32,8 @@ class Scorer:
     def __init__(self, model: PairScorer, images: ElementLists, texts: ElementLists, direction: Direction) -> None:
         self._model, self._direction = model, direction
         self._lists: dict[Side, ElementLists] = {"image": images, "text": texts}
-        self._grams = _Grams.of(model, images) if direction == "t2i" else None
+        gallery = sides(direction)[1]
+        self._grams = _Grams.of(model, self._lists[gallery], gallery)
 
     def __call__(self, anchor: int, rows: Rows) -> npt.NDArray[np.float32]:
         """Scores (n,) of one anchor with `rows` (n,)."""
@@ -83,13 +84,13 @@ class _Grams:
     known: set[int]
 
     @classmethod
-    def of(cls, model: PairScorer, images: ElementLists) -> _Grams | None:
+    def of(cls, model: PairScorer, lists: ElementLists, side: Side) -> _Grams | None:
         """None where a model has no use for them, or would keep more than it may."""
-        longest = int(images.lengths(np.arange(len(images))).max(initial=1))
-        if not model.uses_gram("image", 4 * len(images) * longest**2):
+        longest = int(lists.lengths(np.arange(len(lists))).max(initial=1))
+        if not model.uses_gram(side, 4 * len(lists) * longest**2):
             return None
         device = next(model.parameters()).device
-        return cls(model, images, torch.zeros(len(images), longest, longest, device=device), set())
+        return cls(model, lists, torch.zeros(len(lists), longest, longest, device=device), set())
 
     def take(self, rows: Rows) -> Tensor:
         for block in sorted({*np.unique(rows // _BLOCK).tolist()} - self.known):

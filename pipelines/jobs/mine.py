@@ -43,7 +43,7 @@ class MineJob:
         self.anchor, self.gallery = sides(self.direction)
         self.pairs = task.pairs()
         self.order = self.pairs.order(self.anchor)
-        self.settings = task.settings.mine.of_round(task.stage.round)
+        self.settings = task.settings.mine.of(self.direction, task.stage.round)
         self.two_stage = task.settings.two_stage
         self.k = self.settings.k
         self.searched = self.settings.searched(len(self.pairs.ids(self.gallery)), self.two_stage)

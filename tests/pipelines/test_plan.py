@@ -128,6 +128,33 @@ def test_skipping_all_that_is_mined_is_refused(folder: Path) -> None:
         declare(Settings.parse({**raw, "loss": loss}, "t"), DATA)
 
 
+def test_negatives_of_each_direction_are_counted_apart(folder: Path) -> None:
+    """A direction's stages are those of a run with that number for both, so that nothing is mined again."""
+
+    def mining(**mine: object) -> dict[str, dict[str, object]]:
+        stages = declare(Settings.parse(raw_settings(folder, mine=mine, index={"factory": "IVF2,Flat"}), "t"), DATA)
+        return {stage.name: dict(stage.parameters) for stage in stages if stage.work in ("tune", "mine")}
+
+    found, rules = mining(k={"i2t": 7, "t2i": 3}), {"rules": ["relative-margin:margin=0.1"]}
+    for direction, k in (("i2t", 7), ("t2i", 3)):
+        plain = mining(k=k)
+        for stage in (f"r1/tune-{direction}", f"r1/mine-{direction}"):
+            assert found[stage] == plain[stage]
+            assert found[stage]["k"] == k
+    asked = mining(k=3, num_candidates={"i2t": 9, "t2i": 5}, **rules)
+    assert [asked[f"r1/mine-{direction}"]["num_candidates"] for direction in ("i2t", "t2i")] == [9, 5]
+
+
+def test_too_many_negatives_of_a_direction_are_refused(folder: Path) -> None:
+    most = {"i2t": DATA.num_texts, "t2i": DATA.num_images}
+    assert most["i2t"] != most["t2i"]
+    declare(Settings.parse(raw_settings(folder, mine={"k": most}), "t"), DATA)
+    for direction, gallery in most.items():
+        raw = raw_settings(folder, mine={"k": {**most, direction: gallery + 1}})
+        with pytest.raises(BadInput, match=f"larger than the gallery of {direction}: .* ask for at most {gallery}"):
+            declare(Settings.parse(raw, "t"), DATA)
+
+
 def _finished(settings: Settings) -> Present:
     stages, present = declare(settings, DATA), Present()
     for _ in stages:
