@@ -43,6 +43,11 @@ class PretrainedTokenizer:
         made.enable_truncation(self.max_tokens)
         return made
 
+    @cached_property
+    def continuations(self) -> tuple[int, ...]:
+        """Numbers of the tokens that go on with the word before them: "##ing"."""
+        return tuple(sorted(number for token, number in self._fast.get_vocab().items() if token.startswith("##")))
+
     def __len__(self) -> int:
         return int(self._fast.get_vocab_size())
 

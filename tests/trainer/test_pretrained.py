@@ -83,6 +83,14 @@ def test_word_pieces_from_a_list_of_words(folder: Path) -> None:
     assert (tokenizer.mask, tokenizer.pad) == (4, 0)
 
 
+def test_pieces_that_go_on_with_a_word_are_told() -> None:
+    from tokenizers import Tokenizer, models
+
+    numbers = {"[UNK]": 0, "##s": 4, "cat": 1, "#": 2, "##ing": 3}
+    made = Tokenizer(models.WordPiece(numbers, unk_token="[UNK]"))
+    assert PretrainedTokenizer(made.to_str(), 4, 0).continuations == (3, 4)
+
+
 def test_an_empty_caption_without_start_and_end_is_one_padding_token() -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -149,6 +157,22 @@ def test_a_pickle_is_never_opened(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"only pytorch_model\.bin, a pickle, which is never opened"):
         find(str(folder))
     assert not (tmp_path / "exploded").exists()
+
+
+def test_a_hub_model_of_pickles_alone_is_said_to_be_one(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what is asked for is fetched, so that its pickles are not there to be named."""
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / ("a" * 40)
+    (snapshot.parents[1] / "refs").mkdir(parents=True)
+    (snapshot.parents[1] / "refs" / "main").write_text(snapshot.name)
+    shutil.copytree(folder, snapshot)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert find("owner/name").name == snapshot.name
+    (snapshot / "model.safetensors").unlink()
+    with pytest.raises(BadInput, match=r"no safetensors of owner/name on the hub; a pickle \(\*\.bin\) is neither"):
+        find("owner/name")
 
 
 def test_code_beside_a_model_is_never_run(folder: Path, tmp_path: Path) -> None:

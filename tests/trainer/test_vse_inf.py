@@ -117,6 +117,60 @@ def test_a_share_of_the_regions_is_dropped_in_training_and_never_all() -> None:
         torch.testing.assert_close(alone.encode_images(regions((9,))), alone.encode_images(regions((9,))))
 
 
+def test_zeros_that_fill_up_count_in_the_published_batch_statistics() -> None:
+    model, images = made((3, 9), drop_regions=0.6, zeros_in_batch_norm=True).train(), regions((3, 9), 7)
+    torch.manual_seed(8)
+    found = model.encode_images(images).detach()
+    torch.manual_seed(8)
+    kept = torch.rand(7, 3).numpy() >= 0.6
+    kept[~kept.any(1)] = True
+    counts = kept.sum(1)
+    assert 1 <= counts.min() < counts.max()
+    filled = np.zeros((7, counts.max(), 9))
+    for image, keep in enumerate(kept):
+        filled[image, : counts[image]] = images[image].double().numpy()[keep]
+    every = oracle.vse_inf_regions(oracle.weights_of(model), list(filled), training=True)
+    wanted = [each[:count] for each, count in zip(every, counts, strict=True)]
+    np.testing.assert_allclose(found, pooled(model, "region", wanted), atol=1e-5)
+
+
+def test_the_pieces_of_a_word_share_its_fate_as_published() -> None:
+    """Every caption is of words in three pieces; a piece's word and place are told by its number."""
+
+    class Pieces:
+        continuations = tuple(number for number in range(4, 604) if (number - 4) % 3)
+        mask = 3
+
+        def __len__(self) -> int:
+            return 604
+
+    tokens = torch.cat([torch.full((200, 1), 1), torch.arange(4, 64).expand(200, -1), torch.full((200, 1), 2)], 1)
+    lengths = torch.full((200,), 62)
+    together = {}
+    for whole in (False, True):
+        torch.manual_seed(0)
+        config = Config(edit_words=0.5, edit_masked=0.5, edit_random=0.0, edit_whole_words=whole)
+        found, left = edited(tokens, lengths, config, Pieces())  # type: ignore[arg-type]
+        stayed = [set(row[:length].tolist()) for row, length in zip(found, left, strict=True)]
+        words = [[first + piece in row for piece in range(3)] for row in stayed for first in range(4, 64, 3)]
+        together[whole] = sum(all(word) or not any(word) for word in words) / len(words)
+        assert sum(map(sum, words)) / (3 * len(words)) == pytest.approx(0.5, abs=0.03)
+    assert together[True] == 1
+    assert together[False] < 0.5
+
+
+def test_a_caption_may_lose_all_its_words_as_published() -> None:
+    tokens, lengths = torch.tensor([[1, 4, 2, 0], [1, 4, 5, 2]] * 50), torch.tensor([3, 4] * 50)
+    least = {}
+    for may in (False, True):
+        torch.manual_seed(0)
+        config = Config(edit_words=0.9, edit_masked=0, edit_random=0, may_lose_all_words=may)
+        least[may] = int(edited(tokens, lengths, config, oracle.VOCABULARY)[1].min())
+    assert least == {False: 3, True: 2}
+    model = made(edit_words=0.99, edit_masked=0.0, edit_random=0.0, may_lose_all_words=True).train()
+    assert model.encode_texts(tokens, lengths).isfinite().all()
+
+
 @pytest.mark.parametrize("random", [0.0, 0.2])
 def test_words_are_edited_by_the_given_shares(random: float) -> None:
     config = Config(edit_words=0.3, edit_masked=0.5, edit_random=random)

@@ -1,4 +1,4 @@
-"""BFAN (Liu et al., ACM MM 2019): SCAN's attention both ways, then again over the elements that matter.
+"""BFAN (Liu et al., ACM MM 2019, arXiv 1909.11416): SCAN's attention both ways, then again over what matters.
 
 SCAN's weights a (lambda_softmax 20) of a query are cut to the context elements that `focal` keeps, and what is left is
 scaled to sum 1. The score is the mean over the words of cos(word, what it attended to) plus the same mean over the

@@ -1,4 +1,5 @@
-"""Any dual encoder of the `transformers` library: CLIP, SigLIP, and whatever else has image and text features.
+"""Any dual encoder of the `transformers` library: CLIP (Radford et al., ICML 2021, arXiv 2103.00020), SigLIP (Zhai et
+al., ICCV 2023, arXiv 2303.15343), and whatever else has image and text features.
 
 The features are the library's own, `get_image_features` and `get_text_features`, scaled to length 1. Pictures are
 resized and normalised here as the model's image processor says (see `trainer.pixels`, how close that is to it); texts

@@ -1,4 +1,4 @@
-"""SCAN (Lee et al., ECCV 2018): stacked cross-attention between the regions of an image and the words of a text.
+"""SCAN (Lee et al., ECCV 2018, arXiv 1803.08024): stacked cross-attention of an image's regions and a text's words.
 
 t2i: each word attends to the regions, i2t: each region to the words. With queries q and contexts k, S = k.q:
 

@@ -5,8 +5,8 @@ Text: a state per word, of a two-way GRU with its directions averaged or of BERT
 
 In training, regions are dropped and words edited, so that both poolings see sets of many sizes.
 
-In the published code the batch statistics count the zero rows that fill up for dropped regions, here all regions,
-dropped or not; there the pieces of a word are edited as one, here each; there a caption may lose all its words.
+Three settings do as the published code does: `zeros_in_batch_norm`, `edit_whole_words` and `may_lose_all_words`.
+BERT: Devlin et al., NAACL 2019, arXiv 1810.04805.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ class Config(BaseModel):
 
     `drop_regions` and `edit_words` are shares, in training. Of edited words the share `edit_masked` becomes the unknown
     word (the mask of a tokenizer that has one), `edit_random` any word, and the rest is dropped.
+
+    Published, each of these is true. `zeros_in_batch_norm`: batch statistics count what fills an image up to the most
+    regions of its batch, and no dropped region; else all regions, dropped or not. `edit_whole_words`: one draw for all
+    the pieces of a word (those that "##" begins, as in BERT), else one for each. `may_lose_all_words`: a caption may
+    lose every word, else it keeps those it would have dropped.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -51,6 +56,9 @@ class Config(BaseModel):
     edit_words: float = Field(default=0.2, ge=0, lt=1)
     edit_masked: float = Field(default=0.5, ge=0, le=1)
     edit_random: float = Field(default=0.1, ge=0, le=1)
+    zeros_in_batch_norm: bool = False
+    edit_whole_words: bool = False
+    may_lose_all_words: bool = False
 
     @property
     def libraries(self) -> tuple[str, ...]:
@@ -97,6 +105,8 @@ class VseInf(Encoder):
         if self.training and self.config.drop_regions:
             kept = torch.rand(kept.shape) >= self.config.drop_regions
             kept |= ~kept.any(1, keepdim=True)  # never an image without regions
+            if self.config.zeros_in_batch_norm:
+                regions, kept = _filled_up(regions, kept)
         features = self.region_head(regions) + self.region_mlp(regions)
         return normalize(self.region_pooling(features, kept), dim=1)
 
@@ -136,16 +146,19 @@ def resolve(config: Config, base: Path = Path()) -> Config:
 def edited(tokens: Tensor, lengths: Tensor, config: Config, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
     """Captions (B, L) and lengths (B,) on the CPU with words masked, replaced and dropped: (B, L' <= L), (B,).
 
-    The first and last token, which mark start and end, stay, and so does a caption that would lose every word. Which
-    words it meets is drawn on the CPU: a caption's new length is known without waiting for the device of its tokens.
+    The first and last token, which mark start and end, stay. Which words it meets is drawn on the CPU: a caption's new
+    length is known without waiting for the device of its tokens.
     """
     place = torch.arange(tokens.shape[1])
     word = (place > 0) & (place < lengths[:, None] - 1)
     drawn = torch.rand(word.shape) / config.edit_words  # below 1 for an edited word, and then uniform again
+    if config.edit_whole_words:
+        drawn = drawn.gather(1, _first_pieces(tokens.cpu(), tokenizer))
     masked = word & (drawn < config.edit_masked)
     replaced = word & ~masked & (drawn < config.edit_masked + config.edit_random)
     dropped = word & ~masked & ~replaced & (drawn < 1)
-    dropped &= (word & ~dropped).any(1, keepdim=True)
+    if not config.may_lose_all_words:
+        dropped &= (word & ~dropped).any(1, keepdim=True)
     ordinary = min(UNKNOWN + 1, len(tokenizer) - 1)
     others = torch.randint(ordinary, len(tokenizer), word.shape)
     kept = (place < lengths[:, None]) & ~dropped
@@ -154,6 +167,21 @@ def edited(tokens: Tensor, lengths: Tensor, config: Config, tokenizer: Tokenizer
     masked, replaced, others, order = (each.to(tokens.device) for each in (masked, replaced, others, order))
     tokens = torch.where(replaced, others, tokens.masked_fill(masked, getattr(tokenizer, "mask", UNKNOWN)))
     return tokens.gather(1, order), lengths
+
+
+def _filled_up(regions: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """The kept regions of each image first, then zeros up to the most that one has: (B, R' <= R, dim), (B, R')."""
+    order = (~kept).byte().argsort(dim=1, stable=True)[:, : int(kept.sum(1).max())]
+    kept = kept.gather(1, order)
+    order, there = order.to(regions.device), kept.to(regions.device)
+    return regions.gather(1, order[..., None].expand(-1, -1, regions.shape[2])) * there[..., None], kept
+
+
+def _first_pieces(tokens: Tensor, tokenizer: Tokenizer) -> Tensor:
+    """Of every token (B, L) the place where its word begins."""
+    goes_on = torch.tensor(getattr(tokenizer, "continuations", ()), dtype=torch.int64)
+    places = torch.arange(tokens.shape[1]).expand_as(tokens)
+    return places.masked_fill(torch.isin(tokens, goes_on), 0).cummax(1).values
 
 
 def _text_states(config: Config, tokenizer: Tokenizer) -> tuple[nn.Module, nn.Module]:
