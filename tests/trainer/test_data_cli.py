@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
 import subprocess
@@ -139,6 +140,48 @@ def test_broken_pictures_are_listed_excluded_and_gone(tmp_path: Path) -> None:
     run("data", "check", f"{spec},exclude={exclude}", "--write-exclude", exclude, code=3)
     assert len(exclude.read_text().splitlines()) == 4
     assert "nothing is wrong" not in run("data", "check", f"{spec},exclude={exclude}").stdout
+
+
+def unusual() -> dict[str, bytes]:
+    """A file of every kind that is read, but not as it lies there; one is of two kinds, one is broken besides."""
+    from PIL import Image
+
+    def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+        file = io.BytesIO()
+        image.save(file, kind, **options)
+        return file.getvalue()
+
+    pixels = np.random.default_rng(0).integers(0, 255, (tiny.SIDE, tiny.SIDE, 4), dtype=np.uint8)
+    plain, seen_through = Image.fromarray(pixels[..., :3]), Image.fromarray(pixels)
+    turned, upright = Image.Exif(), Image.Exif()
+    turned[0x0112], upright[0x0112] = 6, 1
+    moving = {"save_all": True, "append_images": [plain.rotate(90)]}
+    ink = saved(plain.convert("CMYK"), "JPEG", exif=turned)
+    return {
+        "ink.jpg": ink,
+        "lost.jpg": ink[: len(ink) // 2],
+        "turned.jpg": saved(plain.rotate(180), "JPEG", exif=turned),
+        "upright.jpg": saved(plain.rotate(270), "JPEG", exif=upright),
+        "moving.gif": saved(plain, "GIF", **moving),
+        "still.gif": saved(plain.rotate(45), "GIF"),
+        "moving.webp": saved(plain.rotate(30), "WEBP", lossless=True, **moving),
+        "through.png": saved(seen_through, "PNG"),
+        "wide.png": saved(Image.fromarray(pixels[..., 0].astype(np.uint16) * 257), "PNG"),
+    }
+
+
+def test_unusual_pictures_are_counted(tmp_path: Path) -> None:
+    files = unusual()
+    captions = {name: [(f"a caption of {name}", "train")] for name in files} | twelve("dev") | twelve("test")
+    for workers in (0, 2):
+        spec = photos(tmp_path / str(workers), captions, files).replace("workers=0", f"workers={workers}")
+        report = check(spec, code=3)
+        assert list(report["splits"]["train"]["broken"]) == ["lost.jpg"]
+        wanted = {"16-bit": 1, "CMYK": 1, "animated": 2, "transparent": 1, "turned by EXIF": 2}
+        assert report["splits"]["train"]["handled"] == wanted
+        assert report["splits"]["dev"]["handled"] == {}
+    told = "train: pictures that are read, though unusual: 1 16-bit, 1 CMYK, 2 animated, 1 transparent"
+    assert told in run("data", "check", spec, code=3).stdout
 
 
 def test_the_report_is_printed_and_nothing_of_anybodys_overwritten(tmp_path: Path) -> None:

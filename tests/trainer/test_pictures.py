@@ -254,7 +254,7 @@ def test_processes_decode_what_this_one_does(tmp_path: Path) -> None:
         for rows in (np.arange(40), np.array([39, 3, 3, 11, *range(20)]), np.arange(3)):
             assert np.array_equal(there[rows], here[rows])
     assert here.broken.keys() == there.broken.keys() == {11}
-    slow, reasons = decode_all(places.fetch(np.arange(40)), 4, "crop", LIMIT)
+    slow, reasons, _ = decode_all(places.fetch(np.arange(40)), 4, "crop", LIMIT)
     assert np.array_equal(here[np.arange(40)], slow)
     assert [row for row, reason in enumerate(reasons) if reason] == [11]
 

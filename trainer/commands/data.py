@@ -140,6 +140,10 @@ def _as_text(report: Report) -> str:
     if report.vocabulary is not None:
         lines.append(f"vocabulary: {report.vocabulary} words occur {report.min_count} times or more in train")
     for split, found in report.splits.items():
+        if found.handled:
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(found.handled.items()))
+            lines.append(f"{split}: pictures that are read, though unusual: {kinds}")
+    for split, found in report.splits.items():
         lines += [f"{split}: broken: {key}: {reason}" for key, reason in list(found.broken.items())[:_LISTED]]
         if len(found.broken) > _LISTED:
             lines.append(f"{split}: ... and {len(found.broken) - _LISTED} more; --json lists all")

@@ -39,7 +39,8 @@ class Finding(NamedTuple):
 
 @dataclass
 class SplitReport:
-    """Figures of one split. Histograms are value -> count; `broken` is image id -> reason."""
+    """Figures of one split. Histograms are value -> count; `broken` is image id -> reason; `handled` counts pictures
+    that are read, but not as they lie there ("CMYK", "animated": the first frame, "turned by EXIF", ...)."""
 
     images: int
     captions: int
@@ -53,6 +54,7 @@ class SplitReport:
     duplicate_captions: int = 0
     duplicate_images: int = 0
     broken: dict[str, str] = field(default_factory=dict)
+    handled: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -192,7 +194,9 @@ def _about_images(
     own: dict[bytes, str] = {}
     twice: list[str] = []
     for rows in blocks(dataset.images):
-        values, broken = _read(dataset, rows)
+        values, broken, kinds = _read(dataset, rows)
+        for kind in (kind for row in sorted(kinds) for kind in sorted(kinds[row])):
+            found.handled[kind] = found.handled.get(kind, 0) + 1
         found.broken |= {ids[row]: reason for row, reason in broken.items()}
         for row, value in zip(rows.tolist(), values, strict=True):
             if row in broken:
@@ -214,12 +218,14 @@ def _about_images(
     yield from _across("image", "warning", split, own.items(), seen.images)
 
 
-def _read(dataset: Dataset, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], dict[int, str]]:
-    """Images, and row -> reason of the broken ones among them."""
+def _read(
+    dataset: Dataset, rows: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[Any], dict[int, str], dict[int, set[str]]]:
+    """Images; row -> reason of the broken ones among them; row -> what was done to see a picture."""
     if isinstance(dataset.images, Pictures):
-        return dataset.images.decode(rows)
+        return dataset.images.decode(rows, look=True)
     try:
-        return dataset.images[rows], {}
+        return dataset.images[rows], {}, {}
     except BadInput:
         parts, broken = [], {}
         for row in rows.tolist():
@@ -228,7 +234,7 @@ def _read(dataset: Dataset, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[An
             except BadInput as wrong:
                 parts.append(np.zeros((1, *dataset.image_shape), dataset.images.dtype))
                 broken[row] = str(wrong)
-        return np.concatenate(parts), broken
+        return np.concatenate(parts), broken, {}
 
 
 def _across(

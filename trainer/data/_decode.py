@@ -13,13 +13,16 @@ import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ["GREY", "MAX_BYTES", "NOT_A_FILE", "Place", "Unreadable", "content", "decode", "decode_all", "follow_parent"]
+__all__ = [
+    "GREY", "MAX_BYTES", "NOT_A_FILE", "Decoded", "Place", "Unreadable", "content", "decode", "decode_all",
+    "follow_parent",
+]  # fmt: skip
 
 # (path, first byte, number of bytes); -1 bytes is the whole file.
 Place = tuple[str, int, int]
@@ -30,6 +33,7 @@ MAX_BYTES = 2**28
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 # Pillow may shrink a JPEG by 2, 4 or 8 while decoding it, as long as this many times the wanted side are left.
 _GAP = 2
+_ORIENTATION = 0x0112
 # Of damaged EXIF blocks, odd palettes and large pictures; what matters comes as the reason why there is no picture.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -64,12 +68,14 @@ def content(stored: bytes | Place | None) -> bytes:
     return b"".join(parts)
 
 
-def decode(stored: bytes | Place | None, side: int, mode: str, max_pixels: int) -> npt.NDArray[np.uint8]:
+def decode(
+    stored: bytes | Place | None, side: int, mode: str, max_pixels: int, kinds: set[str] | None = None
+) -> npt.NDArray[np.uint8]:
     """(side, side, 3) RGB. Mode "crop" scales the shorter side to `side` and cuts the middle out; "fit" scales the
     longer one and pads with grey.
 
-    The first frame of an animation, turned as its EXIF says, transparency on white, 16 bits reduced to 8. Raises
-    Unreadable for anything that Pillow does not read, or of more than `max_pixels`.
+    The first frame of an animation, turned as its EXIF says, transparency on white, 16 bits reduced to 8; `kinds` gets
+    what of this was done. Raises Unreadable for anything that Pillow does not read, or of more than `max_pixels`.
     """
     data = content(stored)
     if not data:
@@ -79,6 +85,8 @@ def decode(stored: bytes | Place | None, side: int, mode: str, max_pixels: int) 
             width, height = image.size
             if width * height > max_pixels:
                 raise Unreadable(f"{width} x {height} pixels, more than max_pixels = {max_pixels}")
+            if kinds is not None:
+                kinds |= _kinds(image)
             ratio = side / (min if mode == "crop" else max)(width, height)
             image.draft(None, (math.ceil(width * ratio * _GAP), math.ceil(height * ratio * _GAP)))
             return np.asarray(_resized(_rgb(_upright(image)), side, mode))
@@ -90,18 +98,29 @@ def decode(stored: bytes | Place | None, side: int, mode: str, max_pixels: int) 
         raise Unreadable(f"{type(error).__name__}: {error}".replace("\n", " ")[:200]) from error
 
 
+class Decoded(NamedTuple):
+    """`pixels` (n, side, side, 3), grey where a picture cannot be read; of each row the reason for that, and what else
+    was done to see it (see `_kinds`), empty where nobody asked."""
+
+    pixels: npt.NDArray[np.uint8]
+    reasons: list[str | None]
+    kinds: list[set[str]]
+
+
 def decode_all(
-    stored: Sequence[bytes | Place | None], side: int, mode: str, max_pixels: int
-) -> tuple[npt.NDArray[np.uint8], list[str | None]]:
-    """Pictures (n, side, side, 3), grey where one cannot be read, and the reason for each of these."""
+    stored: Sequence[bytes | Place | None], side: int, mode: str, max_pixels: int, look: bool = False
+) -> Decoded:
+    """`decode` of each; with `look`, also what was done to see it."""
     found = np.full((len(stored), side, side, 3), GREY, dtype=np.uint8)
     reasons: list[str | None] = [None] * len(stored)
+    kinds: list[set[str]] = [set() for _ in stored]
     for row, one in enumerate(stored):
         try:
-            found[row] = decode(one, side, mode, max_pixels)
+            found[row] = decode(one, side, mode, max_pixels, kinds[row] if look else None)
         except Unreadable as why:
             reasons[row] = str(why)
-    return found, reasons
+            kinds[row].clear()
+    return Decoded(found, reasons, kinds)
 
 
 def follow_parent() -> None:
@@ -116,6 +135,24 @@ def follow_parent() -> None:
             os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def _kinds(image: Image.Image) -> set[str]:
+    """What of a picture asks for more than to be read."""
+    found = {"CMYK"} if image.mode == "CMYK" else set()
+    if image.mode.startswith("I"):
+        found.add("16-bit")
+    try:
+        # A stereo photograph (MPO) has two frames as well, and does not move.
+        if image.format != "MPO" and getattr(image, "is_animated", False):
+            found.add("animated")
+        if image.getexif().get(_ORIENTATION, 1) in range(2, 9):
+            found.add("turned by EXIF")
+        if image.has_transparency_data:
+            found.add("transparent")
+    except Exception:  # of a damaged file; what comes of it, decoding will say
+        pass
+    return found
 
 
 def _upright(image: Image.Image) -> Image.Image:

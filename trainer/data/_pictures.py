@@ -25,7 +25,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from miner.artifacts.errors import BadInput, Retryable
-from trainer.data._decode import Place, Unreadable, content, decode_all, follow_parent
+from trainer.data._decode import Decoded, Place, Unreadable, content, decode_all, follow_parent
 from trainer.data._places import Stored
 
 __all__ = ["PictureSettings", "Pictures"]
@@ -70,16 +70,20 @@ class Pictures:
         return len(self.images)
 
     def __getitem__(self, rows: npt.NDArray[np.int64], /) -> npt.NDArray[np.uint8]:
-        found, reasons = self.decode(rows)
+        found, reasons, _ = self.decode(rows)
         self._note(reasons)
         return found
 
-    def decode(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.uint8], dict[int, str]]:
-        """Pictures (rows, side, side, 3), and row -> reason of the grey ones among them, however many."""
+    def decode(
+        self, rows: npt.NDArray[np.int64], look: bool = False
+    ) -> tuple[npt.NDArray[np.uint8], dict[int, str], dict[int, set[str]]]:
+        """Pictures (rows, side, side, 3); row -> reason of the grey ones among them, however many; with `look`, row ->
+        what was done to see it, such as "CMYK"."""
         wanted, place = np.unique(np.asarray(rows), return_inverse=True)
-        found, reasons = self._decoded(self.images.fetch(wanted))
+        found, reasons, kinds = self._decoded(self.images.fetch(wanted), look)
         told = {int(row): reason for row, reason in zip(wanted, reasons, strict=True) if reason is not None}
-        return found if np.array_equal(place, np.arange(len(wanted))) else found[place], told
+        seen = {int(row): kind for row, kind in zip(wanted, kinds, strict=True) if kind}
+        return found if np.array_equal(place, np.arange(len(wanted))) else found[place], told, seen
 
     def stored(self) -> Iterator[bytes]:
         """What the pictures are made from: how, and the SHA-256 of every file as stored."""
@@ -89,8 +93,8 @@ class Pictures:
                 rows = np.arange(start, min(start + 256, len(self)))
                 yield from readers.map(_digest, self.images.fetch(rows))
 
-    def _decoded(self, wanted: list[bytes | Place | None]) -> tuple[npt.NDArray[np.uint8], list[str | None]]:
-        how = (self.settings.image_size, self.settings.image_mode, self.settings.max_pixels)
+    def _decoded(self, wanted: list[bytes | Place | None], look: bool) -> Decoded:
+        how = (self.settings.image_size, self.settings.image_mode, self.settings.max_pixels, look)
         workers = self.settings.decode_workers
         workers = min((os.cpu_count() or 1) - 1, 8) if workers is None else workers
         if workers == 0 or len(wanted) < _WORTH_SENDING:
@@ -106,7 +110,11 @@ class Pictures:
                 f"{self.name}: a process that decodes pictures died, as when memory runs out; run the same command "
                 "again, with fewer decode_workers or a lower max_pixels."
             ) from died
-        return np.concatenate([pixels for pixels, _ in found]), [reason for _, part in found for reason in part]
+        return Decoded(
+            np.concatenate([part.pixels for part in found]),
+            [reason for part in found for reason in part.reasons],
+            [kinds for part in found for kinds in part.kinds],
+        )
 
     def _note(self, broken: dict[int, str]) -> None:
         first = not self.broken
