@@ -1,7 +1,7 @@
 """The run file that `pipelines init` writes: settings for the data that were found, and what each section does.
 
-Numbers follow the size of the training split. Published ones (dim 1024, k = 300, rate 2e-4) are for sets of 100,000
-captions and more; those for smaller ones are what worked on Flickr8k and on the bundled set.
+Numbers follow the size of the training split. Published ones (dim 1024, pools of 300 and 60, rate 2e-4) are for sets of
+100,000 captions and more; those for smaller ones are what worked on Flickr8k and on the bundled set.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from miner.artifacts.errors import BadInput
-from trainer import models
+from trainer import models, registry
 from trainer.data import Dataset, load, name_of
 from trainer.data._links import SPLITS
 
@@ -28,50 +28,69 @@ _DATA = {"image_size": "pixels a side; more is slower"}
 _ABOUT = {
     "vsepp": ['# One vector per image: VSE++. Also name = "custom", a model of yours.'],
     "vse_inf": ['# Regions: VSE-infinity. Also "vsrn"; "scan" and "bfan" compare regions with words; slower.'],
+    "clip": [
+        '# A trained dual encoder. tuning = "lora" trains small adapters alone, "full" every weight, which needs more',
+        "# memory and an lr of 1e-6 or so.",
+    ],
     "cnn_gru": [
         "# Pixels: a small network that learns from nothing. Features of a trained one are better: `trainer encode",
-        '# --backbone efficientnet-lite0 --regions 3`, or name = "clip" and the path of its weights, image_size = 224.',
+        "# --backbone efficientnet-lite0 --regions 3`, or a CLIP: `pipelines init --model clip:path=FOLDER`.",
     ],
 }
 
 
 @dataclass(frozen=True)
 class Found:
-    """What lies there: `data`, some format's settings, and its splits by name."""
+    """What lies there: `data`, some format's settings, and its splits by name; `model` is the section to train with."""
 
     data: Any
     splits: Mapping[str, Dataset]
+    model: Mapping[str, Any]
 
     @property
     def train(self) -> Dataset:
         return self.splits["train"]
 
 
-def examine(data: Any) -> Found:
-    """Open every split; pictures are made small enough for a model that learns from pixels, unless `data` says a size.
+def examine(data: Any, model: str | None = None) -> Found:
+    """Open every split; pictures are made small enough for a model that learns from pixels, or of the size that `model`
+    (NAME:KEY=VALUE,...) was trained with, unless `data` says a size.
 
-    Raises BadInput for what `trainer data check` calls an error and shows without reading every image.
+    Raises BadInput for what `trainer data check` calls an error and shows without reading every image, and for a model
+    that is not there or does not take these images.
     """
+    name, settings = registry.spoken(model) if model is not None else ("", {})
+    chosen: Any = models.resolved(models.configure(name, settings)) if name else None
     if "image_size" in type(data).model_fields and "image_size" not in data.model_fields_set:
-        data = data.model_copy(update={"image_size": _PIXELS})
-    found = Found(data, {split: load(data, split) for split in SPLITS})
-    if not found.train.pairs.texts:
-        raise BadInput(f"{found.train.name}: no captions, only ids; training needs the texts themselves.")
-    shapes = {split: dataset.image_shape for split, dataset in found.splits.items()}
+        size = chosen.pixels.size[0] if name == "clip" else _PIXELS
+        data = data.model_copy(update={"image_size": size})
+    splits: dict[str, Dataset] = {split: load(data, split) for split in SPLITS}
+    train = splits["train"]
+    if not train.pairs.texts:
+        raise BadInput(f"{train.name}: no captions, only ids; training needs the texts themselves.")
+    shapes = {split: dataset.image_shape for split, dataset in splits.items()}
     if len(set(shapes.values())) > 1:
         said = "; ".join(f"{split} {shape}" for split, shape in shapes.items())
-        raise BadInput(f"{found.train.name}: the splits have different images: {said}; one model takes one shape.")
-    return found
+        raise BadInput(f"{train.name}: the splits have different images: {said}; one model takes one shape.")
+    if chosen is None:
+        return Found(data, splits, {"name": models.fitting(train.image_shape)})
+    models.build(chosen, models.tokenizer_of(chosen, train.pairs.texts, 1), train.image_shape)
+    return Found(data, splits, {"name": name, **settings})
 
 
 def run_file(found: Found, folder: Path) -> str:
     """The text of a run file for what was found, to lie in `folder`; paths below it are written relative to it."""
-    pairs, shape = found.train.pairs, found.train.image_shape
+    pairs = found.train.pairs
     large = pairs.num_pairs >= _LARGE
-    model = models.fitting(shape)
+    model = found.model["name"]
+    config = models.configure(model, {key: value for key, value in found.model.items() if key != "name"})
     smaller = min(pairs.num_images, pairs.num_texts)
-    k = min(300 if large else 50, smaller)
-    pool = min(k, 300 if large else 30)
+    h_t = min(300 if large else 30, smaller)
+    h_v = max(1, min(h_t, round(h_t * pairs.num_images / pairs.num_texts)))
+    # Of a large set, or where every candidate is compared by attention, what is mined beyond the pools costs too much.
+    just_pools = large or getattr(config, "cross_attention", False)
+    k: int | dict[str, int] = {"i2t": h_t, "t2i": h_v} if just_pools else min(50, smaller)
+    first_epochs = 1 if model == "clip" else 10 if large else 20
     approximate = max(pairs.num_images, pairs.num_texts) >= _APPROXIMATE
     sizes = ", ".join(
         f"{split} {dataset.pairs.num_images:,} images and {dataset.pairs.num_texts:,} texts"
@@ -91,30 +110,32 @@ def run_file(found: Found, folder: Path) -> str:
         "[run]",
         _set("seed", 0),
         _set("rounds", 3),
-        _set("first_epochs", 10 if large else 20, "before the first mining, on the negatives of the batch alone"),
+        _set("first_epochs", first_epochs, "before the first mining, on the negatives of the batch alone"),
         _set("epochs", 5, "per mined round"),
         "",
         "# What is trained on. Paths are meant from where this file lies; `trainer data check` says what is wrong.",
         "[data]",
         *data,
         "",
-        *_ABOUT[model],
+        *_ABOUT.get(model, ["# As it was asked for; its settings are in the file of its name, trainer/models/."]),
         "[model]",
-        _set("name", model),
-        _set("dim", 1024 if large and model != "cnn_gru" else 256, "length of the embeddings"),
+        *(_set(key, _beside(value, folder)) for key, value in found.model.items()),
+        *_model(model, config, large),
         "",
         "# The objective: the adaptive offline quintuplet. `trainer fit --help` lists the others.",
         "[loss]",
         _set("name", "aoq"),
         _set("form", "AdapOffQuin"),
         _set("margin_offline", 0.0 if large else 0.1, "raise it when offline negatives no longer count"),
-        _set("h_t", pool, "an offline text is drawn from so many of the hardest of its image"),
-        _set("h_v", max(1, min(pool, round(pool * pairs.num_images / pairs.num_texts))), "an image, of its text"),
+        _set("detach_weights", True, "as published, false: the weights pull offline negatives nearer"),
+        _set("clamp_weights", True, "and may be negative"),
+        _set("h_t", h_t, "an offline text is drawn from so many of the hardest of its image"),
+        _set("h_v", h_v, "an image, of its text"),
         "",
         "# How it is trained. Halve `batch_size` when memory runs out, `lr` when the loss jumps.",
         "[fit]",
         _set("batch_size", min(128, max(2, pairs.num_pairs // 20)), "pairs per step"),
-        _set("lr", 2e-4 if large else 1e-3),
+        _set("lr", 1e-5 if model == "clip" else 2e-4 if large else 1e-3),
         _set(
             "lr_schedule", "cosine", "down to 0 in the last round: with other `rounds` or `epochs` all is trained anew"
         ),
@@ -147,10 +168,35 @@ def run_file(found: Found, folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _model(name: str, config: Any, large: bool) -> Iterator[str]:
+    """What the section [model] says beyond what was asked for."""
+    if name == "clip" and "tuning" not in config.model_fields_set:
+        yield _set("tuning", "lora")
+    if name not in ("clip", "custom") and "dim" not in config.model_fields_set:
+        yield _set("dim", 1024 if large and name != "cnn_gru" else 256, "length of the embeddings")
+
+
 def _set(key: str, value: Any, comment: str = "") -> str:
-    """A line of TOML, whose comment stands in a column of its own; JSON's strings, numbers and lists are TOML's."""
-    line = f"{key} = {json.dumps(value, ensure_ascii=False, default=list)}"
+    """A line of TOML, whose comment stands in a column of its own."""
+    line = f"{key} = {_toml(value)}"
     return f"{line:<24} # {comment}" if comment else line
+
+
+def _toml(value: Any) -> str:
+    """JSON's strings, numbers and lists are TOML's; a table is on one line."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {_toml(inner)}" for key, inner in value.items()) + " }"
+    return json.dumps(value, ensure_ascii=False, default=list)
+
+
+def _beside(value: Any, folder: Path) -> Any:
+    """A path as the run file in `folder` says it: relative to that where it lies below; anything else as it is."""
+    if isinstance(value, Mapping):
+        return {key: _beside(inner, folder) for key, inner in value.items()}
+    if not isinstance(value, Path) and not (isinstance(value, str) and Path(value).expanduser().is_dir()):
+        return value
+    whole, root = Path(value).expanduser().resolve(), folder.resolve()
+    return str(whole.relative_to(root) if whole.is_relative_to(root) else whole)
 
 
 def _said(found: Found) -> str:
@@ -166,7 +212,4 @@ def _data(config: Any, folder: Path) -> Iterator[tuple[str, Any]]:
         value = getattr(config, key)
         if value is None or value == type(config).model_fields[key].default:
             continue
-        if isinstance(value, Path):
-            whole = value.resolve()
-            value = str(whole.relative_to(folder.resolve()) if whole.is_relative_to(folder.resolve()) else whole)
-        yield key, value
+        yield key, _beside(value, folder) if isinstance(value, Path) else value

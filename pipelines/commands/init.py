@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from miner.artifacts.command import LocalPath
-from trainer.commands import FORMATS
+from trainer.commands import FORMATS, MODELS
 
 __all__ = ["init"]
 
@@ -21,13 +21,20 @@ __all__ = ["init"]
     show_default=True,
     help="The run file to write; never over one that is there.",
 )
-def init(data: str, out: Path) -> None:
+@click.option(
+    "--model",
+    metavar="NAME:KEY=VALUE,...",
+    shell_complete=MODELS,
+    help="The model to train, as `trainer fit` takes it. [default: one that suits the images]",
+)
+def init(data: str, out: Path, model: str | None) -> None:
     """Look at the data and write a run file for it: the model that suits, sizes that fit, and what each section does.
 
     \b
     Examples:
       pipelines init                                      the bundled emoji set, to look at
       pipelines init photos/ --out photos.toml
+      pipelines init photos/ --model clip:path=/models/clip-vit-base
       pipelines init folder:folder=photos,image_size=96
       pipelines init precomp:folder=coco,test=testall
 
@@ -45,7 +52,7 @@ def init(data: str, out: Path) -> None:
         raise taken
     if not out.parent.is_dir():
         raise BadInput(f"{out.parent}: no such folder to write {out.name} to; make it first.")
-    found = examine(spoken(data))
+    found = examine(spoken(data), model)
     text = run_file(found, out.parent)
     Settings.read(tomllib.loads(text), out)
     try:

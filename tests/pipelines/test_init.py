@@ -64,6 +64,58 @@ def test_a_run_file_runs_unchanged_from_anywhere(tmp_path, monkeypatch):
     assert "nothing is overwritten" in again.output
 
 
+def test_a_model_that_was_asked_for_gets_settings_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    write_vectors(Path("data"))
+    assert run("init", "data", "--model", "scan:attention=i2t,dim=16").exit_code == 0
+    written = tomllib.loads(Path("run.toml").read_text())
+    assert written["model"] == {"name": "scan", "attention": "i2t", "dim": 16}
+    assert written["mine"]["k"] == {"i2t": 3, "t2i": 2}
+    assert (written["loss"]["h_t"], written["loss"]["h_v"]) == (3, 2)
+    done = run("run", "run.toml")
+    assert done.exit_code == 0, done.output
+
+
+def test_a_pretrained_model_is_adapted_and_not_trained_anew(tmp_path, monkeypatch):
+    pytest.importorskip("transformers", reason="the extra 'pretrained' is not installed")
+    from tests.trainer.pretrained_models import SIDE, clip
+
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    write_folder(Path("data"))
+    clip(Path("models/tiny"))
+    Path("runs").mkdir()
+    assert run("init", "data", "--model", "clip:path=models/tiny", "--out", "first.toml").exit_code == 0
+    written = tomllib.loads(Path("first.toml").read_text())
+    assert written["model"] == {"name": "clip", "path": "models/tiny", "tuning": "lora"}
+    assert written["fit"]["lr"] <= 1e-4
+    assert (written["data"]["image_size"], written["run"]["first_epochs"]) == (SIDE, 1)
+    asked = run("init", "data", "--model", "clip:path=models/tiny,tuning=full", "--out", "runs/second.toml")
+    assert asked.exit_code == 0, asked.output
+    model = tomllib.loads(Path("runs/second.toml").read_text())["model"]
+    assert model == {"name": "clip", "path": str(Path("models/tiny").resolve()), "tuning": "full"}
+    for file in ("first.toml", "runs/second.toml"):
+        planned = run("plan", file)
+        assert planned.exit_code == 0, planned.output
+
+
+def test_a_model_that_does_not_suit_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    write_vectors(Path("data"))
+    sentences = {
+        "scam": "Did you mean 'scan'",
+        "scan:attenion=i2t": "did you mean 'attention'",
+        "cnn_gru": "these images are",
+        "clip": "path is missing",
+    }
+    for model, sentence in sentences.items():
+        wrong = run("init", "data", "--model", model)
+        assert (wrong.exit_code, sentence in wrong.output) == (3, True), wrong.output
+        assert not Path("run.toml").exists()
+
+
 def test_what_was_said_of_the_data_is_kept(tmp_path):
     (tmp_path / "data").mkdir()
     folder = write_folder(tmp_path / "data")
