@@ -198,6 +198,7 @@ def status(run_dir: str, as_json: bool) -> None:
                 "metrics": v.metrics,
                 "hardness": v.hardness,
                 "overlap": v.overlap,
+                "recall": dict(v.recall),
                 "stale_steps": v.stale_steps,
                 "seconds": v.seconds,
                 "contributing": v.contributing,

@@ -55,7 +55,8 @@ def describe(settings: Settings) -> Data:
         "image": shape[0] if len(shape) == 2 else 1,
         "text": float(tokenizer.encode(pairs.texts)[1].mean()),
     }
-    return Data(fingerprints, pairs.num_images, pairs.num_texts, pairs.num_pairs, weights, elements)
+    ranked = max((splits[split].pairs.num_images, splits[split].pairs.num_texts) for split in ("dev", "test"))
+    return Data(fingerprints, pairs.num_images, pairs.num_texts, pairs.num_pairs, weights, elements, ranked)
 
 
 def saved_data(store: Store) -> Data | None:
@@ -107,7 +108,7 @@ def prepare_data(settings: Settings, data: Data, store: Store) -> None:
     if saved is None or saved == data:
         keep_verdicts(settings, store)
     if saved is None:
-        about = {key: value for key, value in asdict(data).items() if key not in ("weights", "elements")}
+        about = {key: value for key, value in asdict(data).items() if key not in ("weights", "elements", "ranked")}
         commit_pairs(Draft(store, PAIRS, PAIRS, about), load(settings.data, "train").pairs, {})
     elif saved != data:
         changed = [split for split in data.fingerprints if data.fingerprints[split] != saved.fingerprints[split]]
@@ -282,5 +283,5 @@ def execute(
     made = executor.execute(task, told)
     seconds = time.monotonic() - began
     check()
-    told.end(seconds)
+    told.end(seconds, made.manifest)
     return made.manifest

@@ -49,9 +49,11 @@ class Data:
     num_images: int
     num_texts: int
     num_pairs: int
-    # For the costs alone: bytes of a model's weights, and how many elements an item has on average.
+    # For the costs alone: bytes of a model's weights, how many elements an item has on average, and how many images and
+    # texts the larger of dev and test has.
     weights: int = field(default=0, compare=False)
     elements: Mapping[Side, float] = field(default_factory=dict, compare=False)
+    ranked: tuple[int, int] = field(default=(0, 0), compare=False)
 
     def rows(self, side: Side) -> int:
         return self.num_images if side == "image" else self.num_texts
@@ -125,9 +127,8 @@ def declare(settings: Settings, data: Data, last: int | None = None) -> list[Sta
         parameters, epochs = _fit(settings, data, round, bool(tables)), settings.run.epochs_of(round)[1]
         stages.append(Stage(round, "fit", "", "checkpoint", start + tables, parameters, epochs, "epoch", *cost))
         parent = ("checkpoint", f"r{round}/fit")
-        stages.append(
-            Stage(round, "evaluate", "", "metrics", (parent,), {"data": dict(data.fingerprints)}, memory=2**29)
-        )
+        ranked: dict[str, Any] = {"data": dict(data.fingerprints)}
+        stages.append(Stage(round, "evaluate", "", "metrics", (parent,), ranked, memory=_ranking(settings, data)))
         if settings.analyze.rounds == "all" or (settings.analyze.rounds == "last" and round == last):
             look = {key: parameters[key] for key in ("data", "loss")} | settings.analyze.model_dump(exclude={"rounds"})
             # A small set is counted in one smaller batch.
@@ -159,6 +160,18 @@ def _check_counts(settings: Settings, data: Data, direction: Direction) -> None:
             f"mine.num_candidates = {mine.num_candidates} is smaller than mine.k = {mine.k} of {direction}: the "
             "model's own score picks the negatives among the candidates; search for several times k."
         )
+
+
+def _ranking(settings: Settings, data: Data) -> int:
+    """Bytes in memory to rank dev or test, pictures and features not counted: blocks of dot products, or every score
+    of a cross-attention model with the elements that it compares.
+    """
+    dim, rows = 4 * int(settings.model.dim), dict(zip(get_args(Side), data.ranked, strict=True))
+    if not settings.two_stage:
+        return int(2**29 + data.weights + dim * sum(data.ranked))
+    elements = sum(rows[side] * (1 + data.elements.get(side, 1)) * dim for side in rows)
+    scores = 4 * data.ranked[0] * data.ranked[1]
+    return int(2**29 + data.weights + elements + scores + (2 * settings.model.memory_mib << 20))
 
 
 def _mining(settings: Settings, data: Data, round: int) -> list[Stage]:
@@ -194,7 +207,7 @@ def _mining(settings: Settings, data: Data, round: int) -> list[Stage]:
         mine = settings.mine.of(direction, round)
         anchor, gallery = sides(direction)
         sources = (*encoded.values(), ("index", f"r{round}/index-{gallery}"))
-        memory = 2**28 + 2 * data.rows(gallery) * width + indexes[gallery].search
+        memory = 2**28 + (data.num_images + data.num_texts) * width + indexes[gallery].search
         if indexes[gallery].approximate:
             searched = mine.searched(data.rows(gallery), two_stage)
             sample = {"recall_sample": mine.recall_sample or 1000, "seed": settings.run.seed}
@@ -207,7 +220,9 @@ def _mining(settings: Settings, data: Data, round: int) -> list[Stage]:
             sources = (*sources, ("checkpoint", f"r{round - 1}/fit"))
             parameters |= {"recall_sample": mine.recall_sample or 100, "seed": settings.run.seed}
         rows, per = data.rows(anchor), mine.shard_anchors
-        cost = {"disk": rows * mine.k * 10, "memory": memory}
+        # A second stage compares, and keeps what texts attend to, in `memory_mib` each; elements are memory-mapped.
+        scoring = 2 * settings.model.memory_mib << 20 if two_stage else 0
+        cost = {"disk": rows * mine.k * 10, "memory": memory + scoring}
         mined.append(
             # Of a two-stage search, one part more measures what its first stage missed.
             Stage(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from pipelines.report import RoundView
 from pipelines.staleness import stale_steps
 from pipelines.stop import best_of
 
-__all__ = ["overlap", "round_views", "seconds_by_prefix"]
+__all__ = ["Found", "found_by_search", "overlap", "round_views", "seconds_by_prefix"]
 
 
 def round_views(steps: Sequence[Step], store: Store, pairs: Pairs) -> list[RoundView]:
@@ -54,6 +54,7 @@ def round_views(steps: Sequence[Step], store: Store, pairs: Pairs) -> list[Round
                     if step.stage.round == round and step.prefix in seconds
                 },
                 stale_steps=stale_steps(done, store, round),
+                recall={d: seen.share for d, table in tables.items() if (seen := found_by_search(table.provenance))},
                 contributing=counted(Artifact(store, looked.prefix, cast(Any, looked.manifest))) if looked else {},
             )
         )
@@ -66,6 +67,27 @@ def hardness(table: NegativeTable) -> float | None:
     if not (table.negatives >= 0).any():
         return None
     return float(np.nanmean(table.scores - table.lowest_positive[:, None]))
+
+
+class Found(NamedTuple):
+    """What a search that may miss some found: `share` of the `k` hardest, over `anchors` of a sample."""
+
+    share: float
+    k: int
+    anchors: int
+
+    def __str__(self) -> str:
+        return f"found {self.share:.1%} of the {self.k} hardest ({self.anchors} anchors compared with everything)"
+
+
+def found_by_search(provenance: Mapping[str, Any]) -> Found | None:
+    """What a table says of its search: of the candidates of a second stage, else of an approximate index; None of an
+    exact one."""
+    measured = provenance.get("stage_one") or provenance.get("recall")
+    if not measured:
+        return None
+    k = max(measured["recall"], key=int)
+    return Found(float(measured["recall"][k]), int(k), int(measured["anchors"]))
 
 
 def overlap(earlier: NegativeTable, later: NegativeTable) -> float:

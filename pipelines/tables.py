@@ -48,6 +48,8 @@ def plan_table(steps: Sequence[Step]) -> str:
 def summary_table(views: Sequence[RoundView]) -> str:
     """Per round, the best marked: rsum and R@1 of dev and test; hardness and overlap of the tables; seconds per stage.
 
+    Of tables whose search may miss some, also the share of the hardest that it found, measured on a sample.
+
     Where contributions were counted, also negatives per query that contribute to the loss, in the batch + offline. With
     tables that an older model mined, also updates between that and the model that training began with.
     """
@@ -55,6 +57,8 @@ def summary_table(views: Sequence[RoundView]) -> str:
     mined = [["round", "hardness i2t", "t2i", "overlap i2t", "t2i"]]
     spent = [["round", "encode s", "index s", "mine s", "fit s", "evaluate s"]]
     counted, stale = any(view.contributing for view in views), any(view.stale_steps for view in views)
+    searched = any(view.recall for view in views)
+    mined[0] += ["search found i2t", "t2i"] * searched
     mined[0] += ["contributing i2t", "t2i"] * counted + ["tables' age"] * stale
     for view in views:
         name = ("best " if view.best else "") + str(view.round)
@@ -62,6 +66,7 @@ def summary_table(views: Sequence[RoundView]) -> str:
         scores.append([name, *(f"{value:.1f}" for value in found)])
         row = [f"{view.hardness[d]:+.3f}" if d in view.hardness else "-" for d in _DIRECTIONS]
         row += [f"{view.overlap[d]:.0%}" if d in view.overlap else "-" for d in _DIRECTIONS]
+        row += [f"{view.recall[d]:.1%}" if d in view.recall else "-" for d in _DIRECTIONS] * searched
         row += [_contributing(view, direction) for direction in _DIRECTIONS] * counted
         row += ["-" if view.stale_steps is None else f"{view.stale_steps} steps"] * stale
         if {*row} != {"-"}:

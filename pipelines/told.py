@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from miner.artifacts.manifest import Manifest
 from miner.artifacts.store import Store
 from pipelines import log
 from pipelines.evidence import table_figures
@@ -14,11 +15,13 @@ from pipelines.plan import Step
 from pipelines.progress import Progress
 from pipelines.settings import Settings
 from pipelines.stages import Stage
+from pipelines.summary import found_by_search
 from pipelines.trackers import Event
 from pipelines.trackers._watch import Watch
 
 __all__ = ["Told", "tell_failure", "tell_round"]
 
+_LOW = 0.9  # share of the hardest that candidates should hold
 _OF_EPOCH = ("loss", "lr", "hardness", "offline_hardness", "mean_negative", "wrong_share", "std", "pairs_per_second")
 
 
@@ -42,11 +45,18 @@ class Told:
         self._log("start", **({"figures": dict(figures)} if figures else {}))
         self._tell("stage_start", message=why, figures=figures)
 
-    def end(self, seconds: float) -> None:
+    def end(self, seconds: float, made: Manifest) -> None:
         """Its artifact is committed."""
         self._log("done", seconds=round(seconds, 3))
-        self._tell("stage_done", seconds=seconds)
-        self.progress.finish(seconds)
+        found = found_by_search(made.meta.get("provenance", {}))
+        figures = {f"tables/recall_{self.stage.target}": found.share} if found is not None else {}
+        self._tell("stage_done", seconds=seconds, figures=figures)
+        self.progress.finish(seconds, f"({found})" if found is not None else "")
+        if found is not None and found.share < _LOW and "num_candidates" in made.meta["provenance"]:
+            self.progress.say(
+                f"{self.stage.name}: that is low; raise mine.num_candidates "
+                f"({made.meta['provenance']['num_candidates']}) to find more of the hardest negatives"
+            )
 
     def start(self, name: str, total: int, unit: str, why: str) -> None:
         self.progress.start(name, total, unit, why)

@@ -41,7 +41,11 @@ def number(value: float | None, decimals: int, *, signed: bool = False) -> str:
 def columns(rounds: Sequence[RoundView]) -> list[Group]:
     """Groups of columns of the table of rounds; a metric, direction or stage that no round has gets no column."""
     metrics, seconds = [view.metrics for view in rounds], [view.seconds for view in rounds]
-    hardness, overlap = [view.hardness for view in rounds], [view.overlap for view in rounds]
+    of_tables = (
+        ("Hardness", [view.hardness for view in rounds], 3, 1),
+        ("Overlap", [view.overlap for view in rounds], 0, 100),
+        ("Found by the search", [view.recall for view in rounds], 1, 100),
+    )
     splits = sorted(_keys(metrics), key=lambda split: ["dev", "test"].index(split) if split in ("dev", "test") else 2)
     groups = []
     for heading, key in (("rsum", "rsum"), ("R@1 image → text", "i2t_r1"), ("R@1 text → image", "t2i_r1")):
@@ -49,7 +53,7 @@ def columns(rounds: Sequence[RoundView]) -> list[Group]:
         groups.append(
             Group(heading, tuple(Column(split, _cells(found, 1)) for split, found in values.items() if _any(found)))
         )
-    for heading, by_direction, decimals, scale in (("Hardness", hardness, 3, 1), ("Overlap", overlap, 0, 100)):
+    for heading, by_direction, decimals, scale in of_tables:
         found = []
         for direction, name in (("i2t", "img → txt"), ("t2i", "txt → img")):
             values_ = [of.get(direction) for of in by_direction]  # type: ignore[call-overload]  # one of the two

@@ -25,13 +25,15 @@ DIRECTIONS: tuple[Direction, Direction] = ("i2t", "t2i")
 class RoundView:
     """One round as the page shows it.
 
-    `metrics`: split -> {"rsum", "i2t_r1", ...} in percent. `tables`: what the round trained on, by direction, none in
-    a round without mining; `hardness` (mean over the table, a difference of similarities) and `overlap` (share that the
+    `metrics`: split -> {"rsum", "i2t_r1", ...} in percent. `tables`: what the round trained on, by direction, none in a
+    round without mining; `hardness` (mean over the table, a difference of similarities) and `overlap` (share that the
     previous round's had too, 0 to 1; not of the same table again) likewise. `stale_steps`: updates between the model
-    that mined the tables and the one that training began with. `seconds`: stage -> wall clock. `contributing`, if it
-    was asked for ([analyze]): negatives per query that contribute to the loss, see `pipelines.jobs.analyze.counted`.
-    `best`: no round has a higher dev rsum. `epochs`: a line of `EpochLog.history` for each of the round's. `bytes`:
-    stage -> what it stored. `gpu_hours`: of its stages, killed attempts too (see `pipelines.evidence`).
+    that mined the tables and the one that training began with. `recall`: share of the hardest negatives that the search
+    found, measured on a sample, of tables whose search may miss some. `seconds`: stage -> wall clock. `contributing`,
+    if it was asked for ([analyze]): negatives per query that contribute to the loss, see
+    `pipelines.jobs.analyze.counted`. `best`: no round has a higher dev rsum. `epochs`: a line of `EpochLog.history` for
+    each of the round's. `bytes`: stage -> what it stored. `gpu_hours`: of its stages, killed attempts too (see
+    `pipelines.evidence`).
     """
 
     round: int
@@ -45,6 +47,7 @@ class RoundView:
     bytes: Mapping[str, int] = field(default_factory=dict)
     best: bool = False
     stale_steps: int | None = None
+    recall: Mapping[Direction, float] = field(default_factory=dict)
     gpu_hours: float | None = None
 
 

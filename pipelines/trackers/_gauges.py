@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from pipelines.trackers import Event
 
@@ -14,7 +14,7 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "quintain_failed": ("1 when the run ended with an error, else 0", ("run",)),
     "quintain_last_event_timestamp_seconds": ("When something last happened, seconds since 1970", ("run",)),
     "quintain_round": ("The last finished round", ("run",)),
-    "quintain_metric": ("A metric of the last finished round", ("run", "split", "metric")),
+    "quintain_metric": ("A metric of the last finished round, or of its tables", ("run", "split", "metric")),
     "quintain_stage_seconds": ("How long a stage took", ("run", "round", "stage")),
     "quintain_stage_shards_done": ("Finished shards of a stage", ("run", "round", "stage")),
     "quintain_epoch": ("The last finished epoch, counted over all rounds", ("run",)),
@@ -40,6 +40,7 @@ def gauges(event: Event) -> Iterator[tuple[str, dict[str, str], float]]:
             yield "quintain_stage_shards_done", stage, event.shard or 0
         case "stage_done":
             yield "quintain_stage_seconds", stage, event.seconds or 0.0
+            yield from _metrics(run, event)
         case "epoch":
             yield "quintain_epoch", run, event.step or 0
             yield "quintain_epoch_seconds", run, event.seconds or 0.0
@@ -48,6 +49,10 @@ def gauges(event: Event) -> Iterator[tuple[str, dict[str, str], float]]:
                     yield f"quintain_{name}", run, event.figures[name]
         case "round_done":
             yield "quintain_round", run, event.round or 0
-            for name, value in event.figures.items():
-                split, _, metric = name.partition("/")
-                yield "quintain_metric", {**run, "split": split, "metric": metric}, value
+            yield from _metrics(run, event)
+
+
+def _metrics(run: Mapping[str, str], event: Event) -> Iterator[tuple[str, dict[str, str], float]]:
+    for name, value in event.figures.items():
+        split, _, metric = name.partition("/")
+        yield "quintain_metric", {**run, "split": split, "metric": metric}, value

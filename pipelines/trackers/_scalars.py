@@ -28,5 +28,5 @@ def scalars(event: Event) -> Scalars | None:
     if event.kind == "round_done" and event.round is not None:
         return Scalars("round", event.round, {f"round/{name}": value for name, value in event.figures.items()})
     if event.kind == "stage_done" and event.round is not None and event.seconds is not None:
-        return Scalars("round", event.round, {f"seconds/{event.stage}": event.seconds})
+        return Scalars("round", event.round, {f"seconds/{event.stage}": event.seconds, **event.figures})
     return None

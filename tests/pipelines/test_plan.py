@@ -11,7 +11,7 @@ from miner.artifacts.errors import BadInput
 from miner.artifacts.manifest import FileRecord, Manifest, input_key
 from pipelines.plan import KEY_DIGITS, Step, plan
 from pipelines.settings import Settings
-from pipelines.stages import Data, declare
+from pipelines.stages import Data, Stage, declare
 from tests.pipelines.builders import raw_settings
 
 DATA = Data({"train": "a", "dev": "b", "test": "c"}, 84, 206, 210)
@@ -109,6 +109,27 @@ def test_elements_count_in_the_costs_of_a_cross_attention_model(folder: Path) ->
     assert many[encode].disk - few[encode].disk == DATA.num_images * 35 * 16 * 2
     assert many[encode].memory > few[encode].memory
     assert many["r1/encode-text"].disk == few["r1/encode-text"].disk == DATA.num_texts * (16 * 4 + int(9.5 * 16 * 2))
+
+
+def test_what_ranks_and_mines_by_attention_is_planned_in_memory(folder: Path) -> None:
+    """Every score of the larger split, and what comparing may hold; vectors of both sides."""
+
+    def stages(name: str, **data: object) -> dict[str, Stage]:
+        model = {"name": name, "dim": 16, "word_dim": 8}
+        settings = Settings.parse({**raw_settings(folder), "model": model}, "t")
+        return {stage.name: stage for stage in declare(settings, replace(DATA, **data))}
+
+    coco = {"ranked": (5_000, 25_010)}
+    for name, scores in (("vsepp", 0), ("scan", 4 * 5_000 * 25_010 + (2 << 30))):
+        few, many = stages(name)["r1/evaluate"].memory, stages(name, **coco)["r1/evaluate"].memory
+        held = (2 << 30) if name == "scan" else 0
+        assert many - few >= scores - held + 4 * 16 * 30_010
+        assert few >= 2**29 + held
+    plain = stages("vsepp")
+    one, other = plain["r1/mine-i2t"].memory, plain["r1/mine-t2i"].memory
+    # Flat: vectors of both sides, and those of the gallery in its index.
+    assert one - other == 4 * 16 * (DATA.num_texts - DATA.num_images)
+    assert stages("scan")["r1/mine-i2t"].memory - one == 2 << 30
 
 
 def test_versions_of_a_models_libraries_are_inputs(folder: Path) -> None:

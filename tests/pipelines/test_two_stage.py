@@ -143,10 +143,35 @@ def test_what_the_first_stage_missed_is_measured(
 
 def test_with_everything_a_candidate_nothing_is_missed(tmp_path: Path, regions: Path) -> None:
     file = run_file(tmp_path, regions, "scan", num_candidates=1000, recall_sample=1000)
-    assert pipelines("run", file, "--run-dir", tmp_path / "run").exit_code == 0
+    done = pipelines("run", file, "--run-dir", tmp_path / "run")
+    assert done.exit_code == 0
+    assert "found 100.0% of the 7 hardest" in done.output
+    assert "that is low" not in done.output
     for direction in DIRECTIONS:
         table = open_artifact(only(tmp_path / "run", f"rounds/001/mine-{direction}/*"), "negatives")
         assert set(table.manifest.meta["provenance"]["stage_one"]["recall"].values()) == {1.0}
+
+
+def test_a_run_says_what_its_search_missed(tmp_path: Path, regions: Path) -> None:
+    """While it mines, in its closing table, in `status`, on its page, and to those who watch."""
+    file, run = run_file(tmp_path, regions, "scan", k=2, num_candidates=2, recall_sample=9), tmp_path / "run"
+    with open(file, "a") as settings:
+        settings.write('[watch]\ntrackers = ["json_lines"]\n')
+    done = pipelines("run", file, "--run-dir", run)
+    assert done.exit_code == 0, done.output
+    (round_,) = [each for each in json.loads(pipelines("status", run, "--json").output)["rounds"] if each["recall"]]
+    for direction in DIRECTIONS:
+        table = open_artifact(only(run, f"rounds/001/mine-{direction}/*"), "negatives")
+        share = table.manifest.meta["provenance"]["stage_one"]["recall"]["2"]
+        assert share < 0.9
+        assert round_["recall"][direction] == share
+        assert f"found {share:.1%} of the 2 hardest (9 anchors compared with everything)" in done.output
+        assert f"r1/mine-{direction}: that is low; raise mine.num_candidates (2)" in done.output
+        assert f"{100 * share:.1f} %" in (run / "report.html").read_text()
+        events = [json.loads(line) for line in (run / "watch" / "events.jsonl").read_text().splitlines()]
+        told = [event.get("figures") for event in events if event["event"] == "stage_done"]
+        assert {f"tables/recall_{direction}": share} in told
+    assert "search found i2t" in done.output
 
 
 def test_rules_choose_by_the_models_own_score(tmp_path: Path, regions: Path) -> None:
