@@ -52,12 +52,14 @@ METRICS = ("rsum", "i2t_r1", "t2i_r1", "i2t_r_precision", "t2i_r_precision", "de
 
 # The published models at a size that two cores train in minutes: 256 dimensions instead of 1,024 or 2,048.
 SMALL = {"dim": 256, "word_dim": 128}
+# Where a second stage pays for every candidate, no deeper than AOQ's pools (h_t of i2t, h_v of t2i).
+TWO_STAGE = {"k": {"i2t": 300, "t2i": 60}, "num_candidates": {"i2t": 400, "t2i": 120}}
 MODELS: dict[str, dict[str, Any]] = {
     "VSE++": {"model": {"name": "vsepp", **SMALL}, "images": "gap"},
     "VSE∞": {"model": {"name": "vse_inf", **SMALL}, "images": "regions"},
     "VSRN": {"model": {"name": "vsrn", **SMALL}, "images": "regions"},
-    "SCAN": {"model": {"name": "scan", "attention": "t2i", **SMALL}, "images": "regions"},
-    "BFAN": {"model": {"name": "bfan", **SMALL}, "images": "regions"},
+    "SCAN": {"model": {"name": "scan", "attention": "t2i", **SMALL}, "images": "regions", "mine": TWO_STAGE},
+    "BFAN": {"model": {"name": "bfan", **SMALL}, "images": "regions", "mine": TWO_STAGE},
 }
 IMAGES = {"gap": "image_lite0_gap.npy", "regions": "image_lite0_regions9_pca256.npy"}
 EPOCHS, FIRST, ROUNDS = 10, 4, 2
@@ -121,7 +123,7 @@ def settings_of(model: str, seed: int, arm: str, **fit: Any) -> dict[str, Any]:
         "model": MODELS[model]["model"],
         "loss": {"name": "aoq", "form": form, **AOQ} if form in FORMS else {"name": "triplet"},
         "fit": {**FIT, **({"online_epochs": FIRST} if mode == "paper" else {}), **fit},
-        "mine": {"k": max(AOQ["h_t"], AOQ["h_v"]), "num_candidates": 400},
+        "mine": MODELS[model].get("mine", {"k": max(AOQ["h_t"], AOQ["h_v"]), "num_candidates": 400}),
     }
 
 
