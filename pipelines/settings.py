@@ -20,9 +20,9 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
 
 from miner.artifacts.errors import BadInput
 from miner.artifacts.pairs import Direction
@@ -85,23 +85,6 @@ class ByDirection(NamedTuple):
     t2i: int
 
 
-def _count(value: Any) -> int | ByDirection:
-    """From 1 on, of both directions or of each."""
-    if isinstance(value, ByDirection):
-        return value
-    each = dict(value) if isinstance(value, Mapping) else {"i2t": value, "t2i": value}
-    if set(each) != {"i2t", "t2i"} or not all(type(count) is int and count >= 1 for count in each.values()):
-        raise ValueError("a whole number from 1 on is needed, or one of each direction: { i2t = 300, t2i = 60 }")
-    return ByDirection(**each) if isinstance(value, Mapping) else each["i2t"]
-
-
-def _plain(count: int | ByDirection) -> int | dict[str, int]:
-    return count._asdict() if isinstance(count, ByDirection) else count
-
-
-Count = Annotated[int | ByDirection, PlainValidator(_count), PlainSerializer(_plain)]
-
-
 class MineConfig(BaseModel):
     """`k` negatives are kept per anchor; `shard_anchors` anchors make one task.
 
@@ -125,15 +108,29 @@ class MineConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    k: Count = 50
+    k: int | ByDirection = 50
     shard_anchors: int = Field(default=1024, ge=1)
-    num_candidates: Count | None = None
+    num_candidates: int | ByDirection | None = None
     recall: float = Field(default=0.95, gt=0, lt=1)
     recall_sample: int | None = Field(default=None, ge=1)
     rules: tuple[str, ...] = ()
     verdicts: str = ""
     verdicts_from: int = Field(default=1, ge=1)
     verdicts_sha256: str = ""
+
+    @field_validator("k", "num_candidates", mode="plain")
+    @classmethod
+    def _counts(cls, value: Any) -> int | ByDirection | None:
+        if value is None or isinstance(value, ByDirection):
+            return value
+        each = dict(value) if isinstance(value, Mapping) else {"i2t": value, "t2i": value}
+        if set(each) != {"i2t", "t2i"} or not all(type(count) is int and count >= 1 for count in each.values()):
+            raise ValueError("a whole number from 1 on is needed, or one of each direction: { i2t = 300, t2i = 60 }")
+        return ByDirection(**each) if isinstance(value, Mapping) else each["i2t"]
+
+    @field_serializer("k", "num_candidates")
+    def _as_given(self, count: int | ByDirection | None) -> int | dict[str, int] | None:
+        return count._asdict() if isinstance(count, ByDirection) else count
 
     @field_validator("rules")
     @classmethod

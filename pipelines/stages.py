@@ -171,7 +171,13 @@ def _ranking(settings: Settings, data: Data) -> int:
         return int(2**29 + data.weights + dim * sum(data.ranked))
     elements = sum(rows[side] * (1 + data.elements.get(side, 1)) * dim for side in rows)
     scores = 4 * data.ranked[0] * data.ranked[1]
-    return int(2**29 + data.weights + elements + scores + (2 * settings.model.memory_mib << 20))
+    return int(2**29 + data.weights + elements + scores + _comparing(settings))
+
+
+def _comparing(settings: Settings) -> int:
+    """Bytes that a cross-attention model may hold to compare, and as much again for what is attended to; a model of the
+    user's does not say."""
+    return 2 * int(getattr(settings.model, "memory_mib", 0)) << 20
 
 
 def _mining(settings: Settings, data: Data, round: int) -> list[Stage]:
@@ -220,9 +226,8 @@ def _mining(settings: Settings, data: Data, round: int) -> list[Stage]:
             sources = (*sources, ("checkpoint", f"r{round - 1}/fit"))
             parameters |= {"recall_sample": mine.recall_sample or 100, "seed": settings.run.seed}
         rows, per = data.rows(anchor), mine.shard_anchors
-        # A second stage compares, and keeps what texts attend to, in `memory_mib` each; elements are memory-mapped.
-        scoring = 2 * settings.model.memory_mib << 20 if two_stage else 0
-        cost = {"disk": rows * mine.k * 10, "memory": memory + scoring}
+        # Elements are memory-mapped.
+        cost = {"disk": rows * mine.k * 10, "memory": memory + (_comparing(settings) if two_stage else 0)}
         mined.append(
             # Of a two-stage search, one part more measures what its first stage missed.
             Stage(

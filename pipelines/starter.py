@@ -1,13 +1,15 @@
 """The run file that `pipelines init` writes: settings for the data that were found, and what each section does.
 
 Numbers follow the size of the training split. Published ones (dim 1024, pools of 300 and 60, rate 2e-4) are for sets of
-100,000 captions and more; those for smaller ones are what worked on Flickr8k and on the bundled set.
+100,000 captions and more; those for smaller ones are what worked on Flickr8k and on the bundled set. As published,
+AOQ's weights are neither detached nor clamped; here they are, since otherwise they pull offline negatives nearer.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +31,8 @@ _ABOUT = {
     "vsepp": ['# One vector per image: VSE++. Also name = "custom", a model of yours.'],
     "vse_inf": ['# Regions: VSE-infinity. Also "vsrn"; "scan" and "bfan" compare regions with words; slower.'],
     "clip": [
-        '# A trained dual encoder. tuning = "lora" trains small adapters alone, "full" every weight, which needs more',
-        "# memory and an lr of 1e-6 or so.",
+        '# A trained dual encoder. tuning = "lora" trains small adapters alone; "full", every weight, needs more',
+        "# memory and a lower lr, 1e-6 or so.",
     ],
     "cnn_gru": [
         "# Pixels: a small network that learns from nothing. Features of a trained one are better: `trainer encode",
@@ -60,7 +62,7 @@ def examine(data: Any, model: str | None = None) -> Found:
     that is not there or does not take these images.
     """
     name, settings = registry.spoken(model) if model is not None else ("", {})
-    chosen: Any = models.resolved(models.configure(name, settings)) if name else None
+    chosen: Any = models.resolved(models.configure(name, settings)) if model is not None else None
     if "image_size" in type(data).model_fields and "image_size" not in data.model_fields_set:
         size = chosen.pixels.size[0] if name == "clip" else _PIXELS
         data = data.model_copy(update={"image_size": size})
@@ -119,7 +121,7 @@ def run_file(found: Found, folder: Path) -> str:
         "",
         *_ABOUT.get(model, ["# As it was asked for; its settings are in the file of its name, trainer/models/."]),
         "[model]",
-        *(_set(key, _beside(value, folder)) for key, value in found.model.items()),
+        *(_set(key, _with_paths(key, value, folder)) for key, value in found.model.items()),
         *_model(model, config, large),
         "",
         "# The objective: the adaptive offline quintuplet. `trainer fit --help` lists the others.",
@@ -135,7 +137,7 @@ def run_file(found: Found, folder: Path) -> str:
         "# How it is trained. Halve `batch_size` when memory runs out, `lr` when the loss jumps.",
         "[fit]",
         _set("batch_size", min(128, max(2, pairs.num_pairs // 20)), "pairs per step"),
-        _set("lr", 1e-5 if model == "clip" else 2e-4 if large else 1e-3),
+        _set("lr", _rate(model, config, large)),
         _set(
             "lr_schedule", "cosine", "down to 0 in the last round: with other `rounds` or `epochs` all is trained anew"
         ),
@@ -176,6 +178,13 @@ def _model(name: str, config: Any, large: bool) -> Iterator[str]:
         yield _set("dim", 1024 if large and name != "cnn_gru" else 256, "length of the embeddings")
 
 
+def _rate(name: str, config: Any, large: bool) -> float:
+    """Of Adam. Trained weights bear little change, adapters beside them more."""
+    if name == "clip":
+        return 1e-6 if config.tuning == "full" and "tuning" in config.model_fields_set else 1e-5
+    return 2e-4 if large else 1e-3
+
+
 def _set(key: str, value: Any, comment: str = "") -> str:
     """A line of TOML, whose comment stands in a column of its own."""
     line = f"{key} = {_toml(value)}"
@@ -183,19 +192,29 @@ def _set(key: str, value: Any, comment: str = "") -> str:
 
 
 def _toml(value: Any) -> str:
-    """JSON's strings, numbers and lists are TOML's; a table is on one line."""
+    """Strings and numbers are those of JSON; a table is on one line."""
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{key} = {_toml(inner)}" for key, inner in value.items()) + " }"
-    return json.dumps(value, ensure_ascii=False, default=list)
+        return "{ " + ", ".join(f"{_key(key)} = {_toml(inner)}" for key, inner in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)
 
 
-def _beside(value: Any, folder: Path) -> Any:
-    """A path as the run file in `folder` says it: relative to that where it lies below; anything else as it is."""
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
+
+
+def _with_paths(key: str, value: Any, folder: Path) -> Any:
+    """A model's setting `path`, also of its text encoder, as the run file in `folder` says it; it may be a hub name."""
     if isinstance(value, Mapping):
-        return {key: _beside(inner, folder) for key, inner in value.items()}
-    if not isinstance(value, Path) and not (isinstance(value, str) and Path(value).expanduser().is_dir()):
-        return value
-    whole, root = Path(value).expanduser().resolve(), folder.resolve()
+        return {inner: _with_paths(inner, each, folder) for inner, each in value.items()} if key == "bert" else value
+    here = Path(value).expanduser() if key == "path" and isinstance(value, str) else None
+    return _beside(here, folder) if here is not None and here.is_dir() else value
+
+
+def _beside(path: Path, folder: Path) -> str:
+    """Relative to `folder` where it lies below that, else whole."""
+    whole, root = path.resolve(), folder.resolve()
     return str(whole.relative_to(root) if whole.is_relative_to(root) else whole)
 
 

@@ -52,11 +52,11 @@ class Told:
         figures = {f"tables/recall_{self.stage.target}": found.share} if found is not None else {}
         self._tell("stage_done", seconds=seconds, figures=figures)
         self.progress.finish(seconds, f"({found})" if found is not None else "")
-        if found is not None and found.share < _LOW and "num_candidates" in made.meta["provenance"]:
-            self.progress.say(
-                f"{self.stage.name}: that is low; raise mine.num_candidates "
-                f"({made.meta['provenance']['num_candidates']}) to find more of the hardest negatives"
-            )
+        about = made.meta.get("provenance", {})
+        if found is not None and found.share < _LOW and "num_candidates" in about:
+            what = f"mine.num_candidates ({about['num_candidates']})"
+            what += " or mine.recall" if "factory" in about else ""
+            self.progress.say(f"{self.stage.name}: that is low; raise {what} to find more of the hardest negatives")
 
     def start(self, name: str, total: int, unit: str, why: str) -> None:
         self.progress.start(name, total, unit, why)

@@ -79,6 +79,8 @@ def test_every_setting_is_listed() -> None:
         for key in values:
             assert f"| `{key}` |" in text or section in ("data", "model", "loss"), f"[{section}] {key}"
         assert f"## [{section}]" in text
+    assert "<function" not in text
+    assert " at 0x" not in text
     for package in pages._CHOICES.values():
         for name in registry.names(package):
             config = registry.module(package, name).Config

@@ -64,7 +64,8 @@ class Event:
 
     `stage` is its name inside the round (`mine-i2t`); `shard` how many shards of it are done; `step` the number of the
     epoch counted over all rounds. `seconds` is how long the stage or epoch took. `figures`: of an epoch loss, learning
-    rate and the like; of a round its metrics: `dev/rsum`, `test/i2t_r1` and so on.
+    rate and the like; of a round its metrics: `dev/rsum`, `test/i2t_r1` and so on; of a stage that mined, what its
+    search found: `tables/recall_i2t`.
     """
 
     kind: Kind

@@ -24,9 +24,13 @@ def scalars(event: Event) -> Scalars | None:
     if event.again:
         return None
     if event.kind == "epoch" and event.step is not None:
-        return Scalars("epoch", event.step, {f"epoch/{name}": value for name, value in event.figures.items()})
+        return Scalars("epoch", event.step, _of("epoch", event))
     if event.kind == "round_done" and event.round is not None:
-        return Scalars("round", event.round, {f"round/{name}": value for name, value in event.figures.items()})
+        return Scalars("round", event.round, _of("round", event))
     if event.kind == "stage_done" and event.round is not None and event.seconds is not None:
-        return Scalars("round", event.round, {f"seconds/{event.stage}": event.seconds, **event.figures})
+        return Scalars("round", event.round, {f"seconds/{event.stage}": event.seconds, **_of("round", event)})
     return None
+
+
+def _of(axis: str, event: Event) -> dict[str, float]:
+    return {f"{axis}/{name}": value for name, value in event.figures.items()}

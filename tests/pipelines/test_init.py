@@ -95,9 +95,50 @@ def test_a_pretrained_model_is_adapted_and_not_trained_anew(tmp_path, monkeypatc
     assert asked.exit_code == 0, asked.output
     model = tomllib.loads(Path("runs/second.toml").read_text())["model"]
     assert model == {"name": "clip", "path": str(Path("models/tiny").resolve()), "tuning": "full"}
+    assert tomllib.loads(Path("runs/second.toml").read_text())["fit"]["lr"] < written["fit"]["lr"]
     for file in ("first.toml", "runs/second.toml"):
         planned = run("plan", file)
         assert planned.exit_code == 0, planned.output
+
+
+def test_only_paths_are_rewritten_and_tables_are_toml(tmp_path, monkeypatch):
+    """A folder may be called as a setting's value; settings of a model of the user's are its own affair."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("data", "t2i", "out", "weights"):
+        Path(folder).mkdir()
+    write_vectors(Path("data"))
+    assert run("init", "data", "--model", "scan:attention=t2i", "--out", "out/scan.toml").exit_code == 0
+    assert tomllib.loads(Path("out/scan.toml").read_text())["model"]["attention"] == "t2i"
+    Path("towers.py").write_text(TOWERS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    settings = 'settings={weights="weights","c.d"=2,a=[{b=1}]}'
+    made = run("init", "data", "--model", f"{OWN},{settings}", "--out", "out/own.toml")
+    assert made.exit_code == 0, made.output
+    written = tomllib.loads(Path("out/own.toml").read_text())["model"]["settings"]
+    assert written == {"weights": "weights", "a": [{"b": 1}], "c.d": 2}
+
+
+OWN = "custom:factory=towers:build,dim=16,cross_attention=true"
+TOWERS = """
+from trainer.models.scan import Config, build as scan
+
+
+def build(tokenizer, image_shape, **settings):
+    return scan(Config(dim=16, word_dim=8), tokenizer, image_shape)
+"""
+
+
+def test_a_cross_attention_model_of_ones_own_is_planned(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    write_vectors(Path("data"))
+    Path("towers.py").write_text(TOWERS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    made = run("init", "data", "--model", OWN)
+    assert made.exit_code == 0, made.output
+    planned = run("plan", "run.toml")
+    assert planned.exit_code == 0, planned.output
+    assert "r1/mine-t2i" in planned.output
 
 
 def test_a_model_that_does_not_suit_is_refused(tmp_path, monkeypatch):
@@ -109,6 +150,8 @@ def test_a_model_that_does_not_suit_is_refused(tmp_path, monkeypatch):
         "scan:attenion=i2t": "did you mean 'attention'",
         "cnn_gru": "these images are",
         "clip": "path is missing",
+        "": "is not one of the models",
+        ":dim=4": "is not one of the models",
     }
     for model, sentence in sentences.items():
         wrong = run("init", "data", "--model", model)

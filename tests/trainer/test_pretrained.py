@@ -171,7 +171,7 @@ def test_a_hub_model_of_pickles_alone_is_said_to_be_one(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert find("owner/name").name == snapshot.name
     (snapshot / "model.safetensors").unlink()
-    with pytest.raises(BadInput, match=r"no safetensors of owner/name on the hub; a pickle \(\*\.bin\) is neither"):
+    with pytest.raises(BadInput, match=r"no safetensors of owner/name were found; a pickle \(\*\.bin\) is neither"):
         find("owner/name")
 
 

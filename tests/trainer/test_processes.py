@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,8 @@ def test_no_thread_of_the_process_group_outlives_training(tmp_path: Path) -> Non
     script = tmp_path / "step.py"
     script.write_text(STEP)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    done = subprocess.run(launch, capture_output=True, text=True, timeout=300, check=False)
+    on_cpu = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(launch, capture_output=True, text=True, timeout=300, check=False, env=on_cpu)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "threads of 0: []" in done.stdout, done.stdout
     assert "threads of 1: []" in done.stdout, done.stdout

@@ -85,11 +85,12 @@ def decode(
             width, height = image.size
             if width * height > max_pixels:
                 raise Unreadable(f"{width} x {height} pixels, more than max_pixels = {max_pixels}")
-            if kinds is not None:
-                kinds |= _kinds(image)
             ratio = side / (min if mode == "crop" else max)(width, height)
             image.draft(None, (math.ceil(width * ratio * _GAP), math.ceil(height * ratio * _GAP)))
-            return np.asarray(_resized(_rgb(_upright(image)), side, mode))
+            pixels = np.asarray(_resized(_rgb(_upright(image)), side, mode))
+            if kinds is not None:  # after all that reads pixels: looking, too, makes Pillow read them, and forgive
+                kinds |= _kinds(image)
+            return pixels
     except (Unreadable, MemoryError):
         raise
     except UnidentifiedImageError as error:
@@ -119,7 +120,6 @@ def decode_all(
             found[row] = decode(one, side, mode, max_pixels, kinds[row] if look else None)
         except Unreadable as why:
             reasons[row] = str(why)
-            kinds[row].clear()
     return Decoded(found, reasons, kinds)
 
 
@@ -141,7 +141,7 @@ def _kinds(image: Image.Image) -> set[str]:
     """What of a picture asks for more than to be read."""
     found = {"CMYK"} if image.mode == "CMYK" else set()
     if image.mode.startswith("I"):
-        found.add("16-bit")
+        found.add("of more than 8 bits")
     try:
         # A stereo photograph (MPO) has two frames as well, and does not move.
         if image.format != "MPO" and getattr(image, "is_animated", False):
@@ -149,8 +149,8 @@ def _kinds(image: Image.Image) -> set[str]:
         if image.getexif().get(_ORIENTATION, 1) in range(2, 9):
             found.add("turned by EXIF")
         if image.has_transparency_data:
-            found.add("transparent")
-    except Exception:  # of a damaged file; what comes of it, decoding will say
+            found.add("with an alpha channel")
+    except Exception:  # a damaged EXIF block, or a damaged later frame: the picture itself was read
         pass
     return found
 

@@ -187,7 +187,7 @@ def find(path: str) -> Path:
         pickles = sorted(file.name for file in folder.glob("*.bin"))
         found = f"only {pickles[0]}, a pickle, which is never opened" if pickles else "no weights"
         if not Path(path).expanduser().is_dir():
-            found = f"no safetensors of {path} on the hub; a pickle (*.bin) is neither fetched nor opened"
+            found = f"no safetensors of {path} were found; a pickle (*.bin) is neither fetched nor opened"
         raise BadInput(
             f"{folder}: {found}; save the model as safetensors (model.save_pretrained of a recent transformers does)."
         )

@@ -147,7 +147,7 @@ def edited(tokens: Tensor, lengths: Tensor, config: Config, tokenizer: Tokenizer
     """Captions (B, L) and lengths (B,) on the CPU with words masked, replaced and dropped: (B, L' <= L), (B,).
 
     The first and last token, which mark start and end, stay. Which words it meets is drawn on the CPU: a caption's new
-    length is known without waiting for the device of its tokens.
+    length is known without waiting for the device of its tokens, unless whole words are edited.
     """
     place = torch.arange(tokens.shape[1])
     word = (place > 0) & (place < lengths[:, None] - 1)
