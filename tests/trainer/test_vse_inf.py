@@ -137,7 +137,7 @@ def test_zeros_that_fill_up_count_in_the_published_batch_statistics() -> None:
 def test_the_pieces_of_a_word_share_its_fate_as_published() -> None:
     """Every caption is of words in three pieces; a piece's word and place are told by its number."""
 
-    class Pieces:
+    class Pieces:  # of a tokenizer, what `edited` asks for
         continuations = tuple(number for number in range(4, 604) if (number - 4) % 3)
         mask = 3
 
