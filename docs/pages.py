@@ -23,7 +23,7 @@ from trainer import registry
 _SECTIONS = {
     "run": "pipelines.settings.RunConfig", "fit": "trainer.fit_section.FitConfig",
     "encode": "pipelines.settings.EncodeConfig", "index": "pipelines.settings.IndexConfig",
-    "mine": "pipelines.settings.MineConfig", "analyze": "pipelines.settings.AnalyzeConfig",
+    "mine": "pipelines.mine_section.MineConfig", "analyze": "pipelines.settings.AnalyzeConfig",
     "stop": "pipelines.stop.StopConfig", "watch": "pipelines.trackers.WatchConfig",
     "executor": "pipelines.resources.ExecutorConfig",
 }  # fmt: skip
