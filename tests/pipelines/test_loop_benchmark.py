@@ -35,16 +35,21 @@ def test_everything_but_the_work_is_orchestration(loop: ModuleType, tmp_path: Pa
         (tmp_path / name / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         return tmp_path / name
 
-    ray = write("ray", [("r0/fit", 0, 50), ("r1/encode-image", 60, 80), ("r1/fit", 81, 100), ("r1/evaluate", 101, 105),
-                        ("r2/fit", 110, 130), ("r2/evaluate", 131, 133), ("r2/report", 140, 170)])  # fmt: skip
-    inline = write(
-        "inline", [("r1/encode-image", 0, 8), ("r1/fit", 8, 20), ("r1/evaluate", 20, 22), ("r2/fit", 22, 30)]
-    )
-    assert loop.walls(ray) == {1: 50, 2: 23}
+    def turn(name: str, slower: float) -> tuple[Path, Path]:
+        """One process, and Ray, where round 1's end and all after it come later by so much."""
+        inline = [("r1/encode-image", 0, 8), ("r1/fit", 8, 20), ("r1/evaluate", 20, 22), ("r2/fit", 22, 30)]
+        ray = [("r0/fit", 0, 50), ("r1/encode-image", 60, 80), ("r1/fit", 81, 100 + slower)]
+        later = [("r1/evaluate", 101, 105), ("r2/fit", 110, 130), ("r2/evaluate", 131, 133), ("r2/report", 140, 170)]
+        ray += [(stage, begun + slower, ended + slower) for stage, begun, ended in later]
+        return write(f"{name}-inline", inline), write(f"{name}-ray", ray)
+
+    turns = [turn("slow", 12), turn("quick", 0), turn("usual", 3)]
+    assert loop.walls(turns[1][1]) == {1: 50, 2: 23}
     said: list[str] = []
-    loop.orchestration(inline, ray, said.append)
-    # 50 s, of which 20 were work and 2 evaluation; 30 of 300.
-    assert "| 1 | 50.0 | 20.0 | 2.0 | 28.0 | 60.0% | 10.0% |" in said
+    fixed = loop.orchestration(turns, said.append)
+    # 50, 53 and 62 s, of which 20 were work and 2 evaluation; 33 of 300.
+    assert "| 1 | 53.0 | 20.0 | 2.0 | 31.0 (28.0 to 40.0) | 11.0% |" in said
+    assert fixed == {1: 31, 2: 15}
 
 
 def test_a_rate_counts_no_start(loop: ModuleType) -> None:
@@ -56,7 +61,8 @@ def test_a_rate_counts_no_start(loop: ModuleType) -> None:
 
 @pytest.mark.heavy
 def test_it_prints_its_tables(tmp_path: Path) -> None:
-    tiny = ["--images", "240", "--rounds", "1", "--shards", "6", "--repeats", "1", "--work", str(tmp_path / "work")]
+    sizes = ["--images", "240", "--few", "120", "--rounds", "1", "--shards", "6", "--repeats", "1"]
+    tiny = [*sizes, "--work", str(tmp_path / "work")]
     done = subprocess.run(
         [sys.executable, "benchmarks/loop.py", *tiny],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=600, check=False,
