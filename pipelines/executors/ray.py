@@ -24,7 +24,7 @@ from miner.artifacts.errors import QuintainError, Retryable
 from miner.artifacts.manifest import Artifact, FileRecord
 from miner.artifacts.object_errors import StoreUnreachable
 from pipelines.executors.ray_actor import Shape, hide_gpus, run_name, title, unless_given_up
-from pipelines.executors.ray_fit import fit
+from pipelines.executors.ray_fit import Fits
 from pipelines.executors.ray_pool import Pool
 from pipelines.jobs import Task, artifact_at, job_of
 from pipelines.jobs.fit import FitJob
@@ -76,6 +76,7 @@ class RayExecutor:
         gpus = _resource("GPU")
         self.parallel = max(int(gpus), 1) if gpus else self.workers
         self._pool: Pool | None = None
+        self._fits = Fits()
         self._given_up = Event()
 
     def gpus_of(self, stage: Stage) -> int:
@@ -124,7 +125,7 @@ class RayExecutor:
             cpus = min(task.settings.threads, self.workers)
             if not self.many or task.settings.processes > 1:
                 patience = self.config.patience if self.config.address else None
-                return fit(task, progress, Shape(cpus, float(gpu)), patience, self._given_up)
+                return self._fits.fit(task, progress, Shape(cpus, float(gpu)), patience, self._given_up)
             return self._fit_as_task(task, progress, cpus, gpu)
         options = {"name": title(task), "max_retries": _RETRIES, "num_cpus": 1, "num_gpus": int(gpu)}
         if stage.unit == "shard":
