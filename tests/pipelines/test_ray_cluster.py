@@ -1,4 +1,4 @@
-"""Encode and mine on a real cluster of three nodes: actors and nodes die, nodes join, a shard is poison."""
+"""A real cluster of three nodes: actors and nodes die, nodes join, a shard is poison, a training loses its start."""
 
 from __future__ import annotations
 
@@ -41,11 +41,13 @@ class Bench:
 
     def unmined(self, name: str) -> Path:
         """A copy of the finished run of which encode, index and mine are still to do; what follows is then reused."""
+        return self.without(name, "encode-*", "index-*", "mine-*")
+
+    def without(self, name: str, *stages: str) -> Path:
         root = self.base / name
         shutil.copytree(self.base / "inline", root)
-        for made in ("encode", "index", "mine"):
-            for folder in root.glob(f"rounds/001/{made}-*"):
-                shutil.rmtree(folder)
+        for folder in [folder for stage in stages for folder in root.glob(f"rounds/001/{stage}")]:
+            shutil.rmtree(folder)
         return root
 
     def put(self, trap: Path, text: str = "") -> Path:
@@ -150,6 +152,20 @@ def test_poison_is_left_out_and_named_then_the_rest_is_done_on_a_gpu(bench: Benc
     kill(raylet)
     assert {actor.node for actor in made if "/1 CPU and 1 GPU/" in actor.name} == {with_gpu}
     assert {actor.node for actor in made if "/1 CPU/" in actor.name} - {with_gpu}
+
+
+def test_a_training_that_loses_who_started_it_is_told_and_goes_on(bench: Bench) -> None:
+    root = bench.without("started", "fit")
+    process = bench.nodes.run(bench.run_file, root)
+    try:
+        wait_until(lambda: any(actor.alive for actor in bench.nodes.actors("started/fit")), process, root)
+        kill(next(actor.pid for actor in bench.nodes.actors("started/fit") if actor.alive))
+        assert process.wait(DEADLINE) == 75, said(root)
+    finally:
+        kill(process.pid)
+    assert said(root).splitlines()[-1].startswith("error: r1/fit: Ray lost the work (")
+    assert bench.nodes.run(bench.run_file, root).wait(DEADLINE) == 0, said(root)
+    assert committed(root) == bench.wanted
 
 
 def test_actors_that_fit_no_node_are_waited_for_in_vain(bench: Bench) -> None:
