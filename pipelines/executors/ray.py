@@ -264,7 +264,9 @@ def _wrong(failed: BaseException, task: Task) -> BaseException:
         cause = failed.cause
         if isinstance(cause, QuintainError | OSError):
             return cause
-        return RuntimeError(f"{task.stage.name} failed in a worker:\n{failed}")
+        if not isinstance(cause, RayError):
+            return RuntimeError(f"{task.stage.name} failed in a worker:\n{failed}")
+        failed = cause  # a worker's own worker was lost
     if isinstance(failed, RayError):
         lost = _first_line(failed)
         return Retryable(f"{task.stage.name}: Ray lost the work ({lost}); run the same command again.")

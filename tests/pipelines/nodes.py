@@ -78,7 +78,11 @@ class Nodes:
 
     def working(self, title: str) -> list[int]:
         """Processes on this cluster that are at work under this name."""
-        return [pid for pid in self._own() if _read(f"/proc/{pid}/cmdline").startswith(f"ray::{title}\0".encode())]
+        return self.titled(f"ray::{title}\0")
+
+    def titled(self, start: str) -> list[int]:
+        """Processes on this cluster whose title begins so."""
+        return [pid for pid in self._own() if _read(f"/proc/{pid}/cmdline").startswith(start.encode())]
 
     def workers(self) -> list[int]:
         """Processes on this cluster that are at work for some run: its actors, Ray Train's, tasks."""
