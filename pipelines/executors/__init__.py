@@ -78,6 +78,8 @@ def _environment(config: ExecutorConfig) -> None:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     # Ray Train asks its workers every 2 s how they are, and a fit that is over waits for that.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    # What a lost worker answered while others were waited for has been told in a sentence; Ray would add a traceback.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     # A call that comes too late, after the end of a run, must not start another cluster.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     if config.address:
