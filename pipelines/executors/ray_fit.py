@@ -96,13 +96,12 @@ class _Fits:
     def fit(self, me: Any, task: Task, shape: Shape) -> None:
         """Raises Retryable when a worker was lost too often."""
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
         from ray.train.v2.api.exceptions import TrainingFailedError
 
         self._said.clear()
         name = f"{title(task).replace('/', '-')}-{secrets.token_hex(4)}"
         notes = _notes(task.draft.store, name)
-        trainer = TorchTrainer(
+        trainer = _trainer_for(task.settings.processes)(
             _loop,
             train_loop_config={"task": task, "said": me, "gpu": bool(shape.gpus)},
             scaling_config=ScalingConfig(
@@ -130,6 +129,18 @@ class _Fits:
     def told(self) -> list[tuple[str, Any]]:
         """What the workers said since it was asked last."""
         return [self._said.popleft() for _ in range(len(self._said))]
+
+
+def _trainer_for(processes: int) -> Any:
+    """Several are joined by a process group. One alone needs none, and torch's import in Ray Train's controller, some
+    seconds each round, is for nothing else."""
+    if processes > 1:
+        from ray.train.torch import TorchTrainer
+
+        return TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    return DataParallelTrainer
 
 
 def _loop(config: dict[str, Any]) -> None:
