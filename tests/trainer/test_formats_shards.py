@@ -139,7 +139,7 @@ def test_braces() -> None:
 
 def test_the_split_of_a_sample_may_stand_in_its_json(tmp_path: Path) -> None:
     members: dict[str, bytes | str] = {}
-    for name, split in (("a", "train"), ("b", "validation"), ("c", "test"), ("d", "train")):
+    for name, split in (("a", "train"), ("b", "validation"), ("c", "test"), ("d", "restval")):
         members |= {f"{name}.png": tiny.png(name), f"{name}.json": json.dumps({"caption": name, "split": split})}
     path = shard(tmp_path / "all.tar", members)
     for where in (path, tmp_path):

@@ -21,13 +21,14 @@ __all__ = ["BY_HASH", "SPLITS", "Links", "by_hash", "excluded", "inside", "split
 SPLITS: tuple[Split, ...] = get_args(Split)
 BY_HASH = "split by a hash of the image's id: 80% train, 10% dev, 10% test"
 _SPOKEN: dict[str, Split] = {
-    "train": "train", "training": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev",
-    "test": "test", "testing": "test",
+    "train": "train", "training": "train", "restval": "train", "test": "test", "testing": "test",
+    "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev",
 }  # fmt: skip
 
 
 def split_named(name: str) -> Split | None:
-    """The split that people call `name`: `val`, `valid` and `validation` are dev; None for any other word."""
+    """The split that people call `name`: `val`, `valid` and `validation` are dev, `restval` of COCO's Karpathy split is
+    trained on; None for any other word."""
     return _SPOKEN.get(name.lower())
 
 

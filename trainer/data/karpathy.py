@@ -117,7 +117,7 @@ def _name(values: dict[str, Any], key: str, where: str) -> str:
 
 def _split(image: dict[str, Any], where: str) -> Split:
     said = str(_field(image, "split", where))
-    found = "train" if said == "restval" else split_named(said)
+    found = split_named(said)
     if found is None:
         raise BadInput(f"{where}: split {said!r}; it must be one of train, restval, val, {', '.join(SPLITS[1:])}.")
     return found

@@ -52,7 +52,8 @@ def read(config: Config, pairs: Pairs) -> Judgements:
         if cells["sampling_method"] == "c2i_original" and (link[0], link[1]) not in own:
             raise BadInput(
                 f"{path}, line {line}: {cells['caption']} was written for {cells['image']}, but {pairs.name} does not "
-                f"pair {pairs.image_ids[link[0]]!r} with {pairs.text_ids[link[1]]!r}; its ids are not COCO's."
+                f"pair {pairs.image_ids[link[0]]!r} with {pairs.text_ids[link[1]]!r}; its ids are not COCO's: "
+                f"give those{OR_TESTALL}."
             )
         verdicts[score >= config.min_score].append((link[0], link[1]))
     rated = verdicts[True] + verdicts[False]

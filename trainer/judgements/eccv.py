@@ -56,7 +56,8 @@ def read(config: Config, pairs: Pairs) -> Judgements:
         if image_of[caption_of[text]] != number_of[image]:
             raise BadInput(
                 f"{pairs.name}: text {pairs.text_ids[text]!r} belongs to image {pairs.image_ids[image]!r}, but in COCO "
-                f"annotation {caption_of[text]} is of image {image_of[caption_of[text]]}; its ids are not COCO's."
+                f"annotation {caption_of[text]} is of image {image_of[caption_of[text]]}; its ids are not COCO's: "
+                f"give those{OR_TESTALL}."
             )
     listed = {(image, caption) for image, captions in of_image.items() for caption in captions}
     listed |= {(image, caption) for caption, found in of_text.items() for image in found}

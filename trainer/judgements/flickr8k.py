@@ -59,6 +59,11 @@ class _Corpus:
 def read(config: Config, pairs: Pairs) -> Judgements:
     """Raises BadInput for missing or wrong files, or images and captions that are not Flickr8k's."""
     folder = config.folder
+    if not folder.is_dir():
+        raise BadInput(
+            f"{folder}: no such folder; give that of Flickr8k.token.txt, ExpertAnnotations.txt and "
+            "CrowdFlowerAnnotations.txt as published, or of human_judgments.tsv, ids.txt and captions.txt."
+        )
     corpus = _by_row(config) if (folder / "human_judgments.tsv").is_file() else _published(config)
     images = _images(pairs, corpus, folder)
     texts = _texts(pairs, corpus, {row: name for name, row in images.items()})
