@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from miner.artifacts.errors import BadInput, DamagedArtifact
+from miner.artifacts.errors import BadInput, DamagedArtifact, Retryable
 from miner.artifacts.place import Place
 from miner.artifacts.probe import proven_once
 from miner.artifacts.records import FileRecord, digest_file, whole_copy
@@ -47,6 +47,7 @@ _MADE_BY = {
     "index": "the folder that `miner build-index --out` wrote",
     "negatives": "i2t/ or t2i/ in the folder that `miner mine --out` wrote, or a folder in rounds/*/mine-i2t of a run",
 }
+_COMMITS = 3  # tries
 _BASENAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
@@ -289,14 +290,20 @@ class Draft:
     def commit(self, files: Mapping[str, FileRecord], meta: Mapping[str, Any]) -> Artifact:
         """Write the manifest. If another writer was first, its artifact is the one that counts.
 
-        Raises BadInput where the store cannot tell who was first, and when the artifact there has other inputs.
+        Raises BadInput where the store cannot tell who was first, and when the artifact there has other inputs;
+        Retryable where the store says that one is there, but has none.
         """
         manifest = Manifest(self.kind, dict(self.inputs), dict(files), dict(meta))
         proven_once(self.store)
-        self.store.create(f"{self.prefix}/{MANIFEST}", manifest.dumps())
-        found = self.committed()
-        assert found is not None
-        return found
+        for _ in range(_COMMITS):
+            self.store.create(f"{self.prefix}/{MANIFEST}", manifest.dumps())
+            found = self.committed()
+            if found is not None:
+                return found
+        raise Retryable(
+            f"{self.store.url}/{self.prefix}: {MANIFEST} could not be written: the store says that it is there already "
+            "and does not find it; run the same command again."
+        )
 
 
 def _check_basename(name: str, where: str) -> None:

@@ -98,6 +98,26 @@ def test_some_answers(bench: Bench) -> None:
         assert not bench.wrong(chosen.randrange(1, total), fault)
 
 
+@pytest.mark.parametrize(("times", "code"), [(1, 0), (100, 75)])
+def test_a_manifest_that_is_said_to_be_there_but_is_not(bench: Bench, times: int, code: int) -> None:
+    where, refused = f"refused-{times}", []
+    with Between(bench.moto) as server:
+
+        def rule(request: Request) -> Reply | None:
+            if request.method != "PUT" or "manifest" not in request.path:
+                return None
+            refused.append(request.path)
+            return FAULTS["412"] if len(refused) <= times else None
+
+        server.rule = rule
+        ended, said = bench._run(where, server.port)
+    assert (ended, bool(refused)) == (code, True), said
+    assert "Traceback" not in said
+    assert ("says that it is there already and does not find it; run the same" in said) == (code == 75)
+    assert bench._run(where, bench.moto)[0] == 0
+    assert buckets.digests_in(f"s3://{bench.bucket}/{where}") == bench.wanted
+
+
 @pytest.mark.heavy
 def test_every_answer(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     """One fault per request, each in turn."""
