@@ -9,6 +9,7 @@ a record (`removed.py`) takes their place, so that a finished run stays finished
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -201,9 +202,9 @@ def delete(store: Store, items: Sequence[Item], check: Callable[[], None], told:
 def refuse_while_running(store: Store) -> None:
     """For a look that takes no lease. Raises AnotherWriter."""
     if isinstance(store, LocalStore):
-        from miner.artifacts.lock import hold
+        from miner.artifacts.lock import LOCK, hold
 
-        with hold(store.root):
+        with hold(store.root, shared=os.access(store.root / LOCK, os.W_OK)):
             return
     epochs = [int(name) for name in store.names("lease") if name.isascii() and name.isdigit()]
     if not epochs:

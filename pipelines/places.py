@@ -40,7 +40,7 @@ def only_writer(store: Store) -> Iterator[Callable[[], None]]:
     apart: a lease and every commit rest on that.
     """
     if isinstance(store, LocalStore):
-        with hold(store.root):
+        with hold(store.root, shared=True):
             yield lambda: None
         return
     proven_once(store)

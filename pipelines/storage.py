@@ -26,6 +26,7 @@ _WRITERS = 8
 _SKEW = 30.0  # seconds: what a lease allows
 _ELSEWHERE = "use a folder on another file system, or an object store"
 _FLEETING = {"tmpfs": "it is memory: a reboot empties it", "overlay": "it is a container's own layer and ends with it"}
+_OWN_LOCKS = {"nolock", "local_lock=all", "local_lock=flock", "localflock", "nobrl"}  # of NFS, Lustre, SMB
 _Test = Callable[[Store, str], str]
 
 
@@ -90,18 +91,26 @@ def _disk(root: Path) -> Check:
 def _kind(root: Path) -> Check:
     """Which file system it is, by the deepest mount above it."""
     try:
-        mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
+        mounts = [line.split()[1:4] for line in Path("/proc/self/mounts").read_text().splitlines()]
     except OSError:
         return Check("file system", "ok", "unknown")
-    whole, best = root.resolve(), ("", "unknown")
-    for where, kind in mounts:
+    whole, best = root.resolve(), ("", "unknown", "")
+    for where, kind, options in mounts:
         place = Path(where.replace("\\040", " "))
         if (place == whole or place in whole.parents) and len(where) >= len(best[0]):
-            best = (where, kind)
-    if best[1] in _FLEETING:
-        do = "keep runs that must last elsewhere"
-        return Check("file system", "warning", f"{best[1]}: {_FLEETING[best[1]]}", do)
-    return Check("file system", "ok", best[1])
+            best = (where, kind, options)
+    return file_system(best[1], best[2].split(","))
+
+
+def file_system(kind: str, options: list[str]) -> Check:
+    """What is to be said of a kind of file system that is mounted with these options."""
+    if kind in _FLEETING:
+        return Check("file system", "warning", f"{kind}: {_FLEETING[kind]}", "keep runs that must last elsewhere")
+    own = [option for option in options if option in _OWN_LOCKS]
+    if own:
+        wrong = f"{kind}, mounted with {own[0]}: locks stay on this host, so that a run on another is not turned away"
+        return Check("file system", "warning", wrong, f"mount it without {own[0]}, or start runs from one host alone")
+    return Check("file system", "ok", kind)
 
 
 def _write(store: Store, probe: str) -> str:
@@ -162,9 +171,9 @@ def _fsync(store: Store, probe: str) -> str:
 def _lock(store: Store, probe: str) -> str:
     assert isinstance(store, LocalStore)
     folder = store.root / probe / "locked"
-    with hold(folder):
+    with hold(folder, shared=True):
         try:
-            with hold(folder):
+            with hold(folder, shared=True):
                 pass
         except AnotherWriter:
             return "a second run is turned away"

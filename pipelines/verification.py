@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from threading import Lock
 
 from miner.artifacts.errors import DamagedArtifact, QuintainError
+from miner.artifacts.lock import LOCK
 from miner.artifacts.manifest import MANIFEST, FileRecord, Manifest
 from miner.artifacts.pairs import PAIRS
 from miner.artifacts.records import whole_copy
@@ -30,7 +31,7 @@ _AT_ONCE = 64 << 20  # an object up to this size is hashed in memory, a larger o
 _AGAIN = "run the same `pipelines run` again"
 # What a run writes beside its artifacts, and what a comparison does.
 _OWN = (
-    "settings.json", "log.jsonl", "report.html", "verdicts.jsonl",
+    "settings.json", "log.jsonl", "report.html", "verdicts.jsonl", LOCK,
     "results.csv", "results.md", "results.parquet", "results.png",
 )  # fmt: skip
 
