@@ -85,10 +85,15 @@ interrupt() {
 trap 'interrupt USR1' USR1
 trap 'interrupt TERM' TERM
 
+# symmetric-run ends with 0 where Ray does not start: only this file says that the run ended well.
+well=$(mktemp)
+rm -f "$well"
+trap 'rm -f "$well"' EXIT
+
 # The dashboard listens on the first node's loopback alone (reach it by ssh -L).
 srun --kill-on-bad-exit=0 ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" \\
     --num-cpus={{ cpus }} --num-gpus={{ gpus }} --dashboard-host=127.0.0.1 --disable-usage-stats \\
-    -- {{ command }} "$address" &
+    -- sh -c '"$@" && : > "$0"' "$well" {{ command }} "$address" &
 srun_pid=$!
 
 code=0
@@ -98,6 +103,10 @@ while kill -0 "$srun_pid" 2>/dev/null; do
     code=0
     wait "$srun_pid" || code=$?
 done
+if [[ $code == 0 && ! -e $well ]]; then
+    echo "{{ name }}: Ray did not start, see above"
+    code=75
+fi
 
 if [[ $interrupted == TERM ]]; then
     echo "{{ name }}: told to end; Slurm queues it again if it was preempted"

@@ -189,6 +189,14 @@ def test_the_batch_job_queues_again_where_that_can_help(
     assert [call["argv"] for call in stubs.called("scontrol")[1:]] == [["requeue", "123456"]] * requeued
 
 
+def test_a_batch_job_whose_cluster_does_not_start_is_no_success(stubs: Stubs, tmp_path: Path) -> None:
+    slurm_stubs(stubs)
+    stubs.add("ray")  # `ray symmetric-run` says so and ends with 0
+    assert ended(stubs, rendered("slurm", *RUN), tmp_path, SLURM_RESTART_COUNT="0").returncode == 75
+    assert not stubs.called("pipelines")
+    assert [call["argv"] for call in stubs.called("scontrol")[1:]] == [["requeue", "123456"]]
+
+
 @pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR1, 1), (signal.SIGTERM, 0)])
 def test_a_preempted_batch_job_ends_what_it_started(
     stubs: Stubs, tmp_path: Path, number: signal.Signals, requeued: int
