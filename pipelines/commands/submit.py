@@ -108,6 +108,17 @@ def _follow(cluster: Cluster, job: str, every: float, as_json: bool) -> None:
         time.sleep(every)
 
 
+def _described(settings: Settings) -> Any:
+    """The data as it is now; None where it is not to be had from here, as the cluster alone may have it."""
+    from miner.artifacts.errors import BadInput
+    from pipelines import loop
+
+    try:
+        return loop.describe(settings)
+    except BadInput:
+        return None
+
+
 def _outcome(job: dict[str, Any], settings: Settings, store: Store) -> dict[str, Any]:
     """What the run folder says, and only then what Ray says."""
     from miner.artifacts.errors import BadInput, DamagedArtifact
@@ -119,7 +130,7 @@ def _outcome(job: dict[str, Any], settings: Settings, store: Store) -> dict[str,
         data = loop.saved_data(store)
         # A driver that succeeded has looked at the data itself; after another the folder might be that of older data.
         if data is not None and status != "SUCCEEDED":
-            data = loop.describe(settings)
+            data = _described(settings)
         steps = loop.steps_of(settings, data, store) if data is not None else []
     except (BadInput, DamagedArtifact) as wrong:
         return {**about, "succeeded": False, "exit_code": wrong.exit_code, "why": str(wrong)}
@@ -131,7 +142,7 @@ def _outcome(job: dict[str, Any], settings: Settings, store: Store) -> dict[str,
     far = (
         f"{done} of {len(steps)} stages are committed in {store.url}"
         if steps
-        else f"nothing is committed in {store.url}"
+        else f"as far as can be told from here, nothing is committed in {store.url}"
     )
     if status == "SUCCEEDED":
         code = 3

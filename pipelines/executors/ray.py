@@ -23,7 +23,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from miner.artifacts.errors import QuintainError, Retryable
 from miner.artifacts.manifest import Artifact, FileRecord
 from miner.artifacts.object_errors import StoreUnreachable
-from pipelines.executors.ray_actor import Shape, hide_gpus, run_name, title, unless_given_up
+from pipelines.executors.ray_actor import Room, Shape, hide_gpus, run_name, title, unless_given_up
 from pipelines.executors.ray_fit import Fits
 from pipelines.executors.ray_pool import Pool
 from pipelines.jobs import Task, artifact_at, job_of
@@ -124,17 +124,23 @@ class RayExecutor:
         if stage.work == "fit":
             cpus = min(task.settings.threads, self.workers)
             if not self.many or task.settings.processes > 1:
-                patience = self.config.patience if self.config.address else None
-                return self._fits.fit(task, progress, Shape(cpus, float(gpu)), patience, self._given_up)
+                return self._fits.fit(task, progress, Shape(cpus, float(gpu)), self._patience, self._given_up)
             return self._fit_as_task(task, progress, cpus, gpu)
         options = {"name": title(task), "max_retries": _RETRIES, "num_cpus": 1, "num_gpus": int(gpu)}
         if stage.unit == "shard":
             for done, _ in enumerate(self._parts(task, options), start=1):
                 progress.advance(done)
         committed = _finish.options(**options).remote(task, gpu)
+        room = Room(task, Shape(1, float(gpu)), 1, "it takes", self._patience)
         while not ray.wait([committed], timeout=_POLL_SECONDS)[0]:
             unless_given_up(self._given_up, task)
+            room.look()
         return str(ray.get(committed))
+
+    @property
+    def _patience(self) -> float | None:
+        """How long work waits for a node that could hold it; None where no node can join."""
+        return self.config.patience if self.config.address else None
 
     def _pooled(self, task: Task) -> bool:
         """Whether actors do it, which stay for what comes next. They hold what a training needs, so that only what is

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from threading import Event
@@ -11,16 +12,29 @@ from typing import Any
 import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
-from miner.artifacts.errors import Retryable
+from miner.artifacts.errors import BadInput, Retryable
 from miner.artifacts.manifest import FileRecord
 from pipelines.executors.quarantine import FINISH
 from pipelines.jobs import Job, Task, job_of
 
-__all__ = ["Shape", "Shards", "hide_gpus", "lost_with_node", "nodes_up", "run_name", "seen", "title", "unless_given_up"]
+__all__ = [
+    "Room",
+    "Shape",
+    "Shards",
+    "hide_gpus",
+    "lost_with_node",
+    "nodes_up",
+    "of_the_machine",
+    "run_name",
+    "seen",
+    "title",
+    "unless_given_up",
+]
 
 # What a process may raise for want of something that a fresh one may have, by name: torch is not imported here.
 _OF_THE_MACHINE = {"MemoryError", "OutOfMemoryError", "AcceleratorError"}
 _NODE_DIED = "node has died"  # as Ray says it
+_LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +65,35 @@ class Shape:
         by_gpu = int(resources.get("GPU", 0) / self.gpus + 1e-6) if self.gpus else None
         by_cpu = int(resources.get("CPU", 0)) // self.cpus
         return by_cpu if by_gpu is None else min(by_cpu, by_gpu)
+
+
+class Room:
+    """Whether the nodes that are up could hold `count` workers of a shape, were they idle: what is asked of Ray beyond
+    that waits for ever, without a word. `wanted` says who asks. A cluster that was joined may grow, or lose a node and
+    get it back, for `patience` seconds; one that cannot (None) is looked at once, at the start.
+    """
+
+    def __init__(self, task: Task, shape: Shape, count: int, wanted: str, patience: float | None) -> None:
+        self._task, self.shape, self._count, self._wanted, self._patience = task, shape, count, wanted, patience
+        self._last = time.monotonic()  # that there was
+        self._looked: float | None = None
+
+    def look(self) -> None:
+        """Costs nothing within a second of the last time. Raises Retryable once patience is at its end; BadInput where
+        there is none."""
+        now = time.monotonic()
+        if self._looked is not None and (self._patience is None or now - self._looked < _LOOK_SECONDS):
+            return
+        self._looked = now
+        room = self.shape.room(nodes_up())
+        if room >= self._count:
+            self._last = now
+            return
+        wrong = f"{self._task.stage.name}: {self._wanted} {self.shape}, but the nodes have room for {room}; "
+        if self._patience is None:
+            raise BadInput(f"{wrong}ask for less, or for more --workers.")
+        if now - self._last > self._patience:
+            raise Retryable(f"{wrong}none joined within {self._patience:g} s; add one or ask for less, and run again.")
 
 
 def nodes_up() -> list[dict[str, Any]]:
@@ -110,6 +153,11 @@ class Shards:
         return job.finish().prefix if index == FINISH else job.part(index)
 
 
+def of_the_machine(error: BaseException) -> bool:
+    """Whether a fresh process, maybe on another node, may not meet this error."""
+    return bool({kind.__name__ for kind in type(error).__mro__} & _OF_THE_MACHINE)
+
+
 def lost_with_node(failed: RayError) -> bool:
     return _NODE_DIED in str(failed)
 
@@ -118,7 +166,7 @@ def seen(failed: RayError) -> str:
     """What became of a process, as far as Ray can tell, in a few words. Raises what the work itself raised."""
     if isinstance(failed, RayTaskError):
         cause = failed.cause
-        if {kind.__name__ for kind in type(cause).__mro__} & _OF_THE_MACHINE:
+        if of_the_machine(cause):
             return f"{type(cause).__name__}: {_line(str(cause))}"
         raise failed
     text = str(failed)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import shutil
 import tempfile
-import time
+import traceback
 from collections import deque
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from miner.artifacts.errors import BadInput, DamagedArtifact, QuintainError, Retryable
+from miner.artifacts.errors import QuintainError, Retryable
 from miner.artifacts.store import LocalStore, Store
-from pipelines.executors.ray_actor import Shape, hide_gpus, nodes_up, run_name, title, unless_given_up
+from pipelines.executors.ray_actor import Room, Shape, hide_gpus, of_the_machine, run_name, title, unless_given_up
 from pipelines.jobs import Task, job_of
 from pipelines.jobs.fit import FitJob
 from pipelines.progress import Progress
@@ -25,58 +27,71 @@ from pipelines.progress import Progress
 __all__ = ["Fits"]
 
 _FAILURES = 2
+_NOTES = ".ray-train"
+_numbers = itertools.count()
 _POLL_SECONDS = 0.2
 
 
 class Fits:
-    """Trains one round after the other for a driver, whose own process then has no thread that waits for Ray: one that
-    still does when the driver lets go of Ray ends it without a word."""
+    """Trains for a driver, whose own process then has no thread that waits for Ray: one that still does when the driver
+    lets go of Ray ends it without a word."""
 
     def __init__(self) -> None:
         # Where the driver is: on another node it would be lost with that.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._options = {"num_cpus": 0, "max_concurrency": 4, "scheduling_strategy": here}
-        self._actor: Any = None
+        self._idle: list[Any] = []
+        self._lock = Lock()
+        self._begun = False
 
     def fit(self, task: Task, progress: Progress, shape: Shape, patience: float | None, given_up: Event) -> str:
         """Train in [fit] `processes` workers that take `shape` of a node each. The prefix of the checkpoint, which the
-        first of them commits.
+        first of them commits. Several threads may ask at once.
 
-        Raises what was wrong with the user's input as it was raised, Retryable when a worker was lost too often, or
-        once the run is `given_up`. Where the nodes have no room for all workers, they may grow for `patience` seconds
-        (Retryable after that), or not at all (None: BadInput). Whatever is raised, nothing of it trains any more.
+        Raises what was wrong as it was raised (RuntimeError, with the traceback, for what is no error of ours or of the
+        system); Retryable when a worker was lost too often, or once the run is `given_up`. Where the nodes have no room
+        for all workers, at the start or later on, they may grow for `patience` seconds (Retryable after that), or not
+        at all (None: BadInput). Whatever is raised, nothing of it trains any more.
         """
+        room = Room(
+            task, shape, task.settings.processes,
+            f"[fit] processes = {task.settings.processes}, of which each takes", patience,
+        )  # fmt: skip
         if patience is None:
-            _need_room(task, shape, BadInput, "ask for less, or for more --workers.")
-        if self._actor is None:
-            ours = {name: value for name, value in os.environ.items() if name.startswith("RAY_TRAIN_")}
-            self._actor = ray.remote(_Fits).options(name=f"{run_name(task)}/fit", **self._options).remote(ours)
+            room.look()
+        actor = self._actor(task)
         try:
-            return _followed(self._actor, task, progress, shape, patience, given_up)
+            prefix = _followed(actor, task, progress, room, given_up)
         except BaseException:
-            ray.kill(self._actor)
-            self._actor = None
+            ray.kill(actor)
             raise
+        with self._lock:
+            self._idle.append(actor)
+        return prefix
+
+    def _actor(self, task: Task) -> Any:
+        """One that trains nothing now."""
+        with self._lock:
+            if not self._begun:  # what an earlier run of this folder left that was killed
+                _clear(task.draft.store)
+                self._begun = True
+            if self._idle:
+                return self._idle.pop()
+        ours = {name: value for name, value in os.environ.items() if name.startswith("RAY_TRAIN_")}
+        return ray.remote(_Fits).options(name=f"{run_name(task)}/fit/{next(_numbers)}", **self._options).remote(ours)
 
 
-def _followed(
-    actor: Any, task: Task, progress: Progress, shape: Shape, patience: float | None, given_up: Event
-) -> str:  # fmt: skip
+def _followed(actor: Any, task: Task, progress: Progress, room: Room, given_up: Event) -> str:
     """Have `actor` train, and tell what the workers say meanwhile."""
-    prefix, heard, began = "", False, time.monotonic()
-    training = actor.fit.remote(actor, task, shape)
+    prefix = ""
+    training = actor.fit.remote(actor, task, room.shape)
     while True:
         unless_given_up(given_up, task)
         ended = bool(ray.wait([training], timeout=_POLL_SECONDS)[0])
-        if patience is not None and not heard and time.monotonic() - began > patience:
-            _need_room(
-                task, shape, Retryable, f"none joined within {patience:g} s; add one or ask for less, and run again."
-            )
+        room.look()
         for what, value in ray.get(actor.told.remote()):
-            heard = True
             if what == "error":
-                _, error, sentence = value
-                raise error(sentence)
+                raise value
             if what == "done":
                 prefix = value
             else:
@@ -92,6 +107,7 @@ class _Fits:
     def __init__(self, environment: dict[str, str]) -> None:
         os.environ |= environment  # the driver's, read when Ray Train is imported
         self._said: deque[tuple[str, Any]] = deque()
+        self._failed: str = ""
 
     def fit(self, me: Any, task: Task, shape: Shape) -> None:
         """Raises Retryable when a worker was lost too often."""
@@ -99,6 +115,7 @@ class _Fits:
         from ray.train.v2.api.exceptions import TrainingFailedError
 
         self._said.clear()
+        self._failed = ""
         name = f"{title(task).replace('/', '-')}-{secrets.token_hex(4)}"
         notes = _notes(task.draft.store, name)
         trainer = _trainer_for(task.settings.processes)(
@@ -116,15 +133,19 @@ class _Fits:
         try:
             trainer.fit()
         except TrainingFailedError as failed:
+            what = self._failed or (str(failed).strip().splitlines() or [type(failed).__name__])[-1].strip()
             raise Retryable(
-                f"{task.stage.name}: training failed {_FAILURES + 1} times ({str(failed).splitlines()[0]}); "
-                "run again to go on from its last epoch."
+                f"{task.stage.name}: training was given up, for the workers, or what starts them, failed more than "
+                f"{_FAILURES} times (at last: {what}); run again to go on from its last epoch."
             ) from failed
         finally:
             shutil.rmtree(notes, ignore_errors=True)  # the weights are an artifact of ours
 
     def hear(self, what: str, value: Any) -> None:
-        self._said.append((what, value))
+        if what == "failed":
+            self._failed = value
+        else:
+            self._said.append((what, value))
 
     def told(self) -> list[tuple[str, Any]]:
         """What the workers said since it was asked last."""
@@ -144,34 +165,37 @@ def _trainer_for(processes: int) -> Any:
 
 
 def _loop(config: dict[str, Any]) -> None:
-    """Runs in the Train worker. An error of the user's making is told, not raised: trying again would not mend it."""
+    """Runs in the Train worker. What trying again would not mend is told, not raised."""
     if not config["gpu"]:
         hide_gpus()
-    said = config["said"]
-    job = job_of(config["task"])
-    assert isinstance(job, FitJob)
+    said, task = config["said"], config["task"]
     try:
+        job = job_of(task)
+        assert isinstance(job, FitJob)
         artifact = job.train(lambda line: ray.get(said.hear.remote("epoch", line)))
-    except (BadInput, DamagedArtifact) as wrong:
-        ray.get(said.hear.remote("error", (wrong.exit_code, type(wrong), str(wrong))))
+    except RayError:  # who started this is gone
+        raise
+    except Exception as wrong:
+        # Where several train, one that is lost is an error of whatever kind to the others.
+        if of_the_machine(wrong) or (task.settings.processes > 1 and not isinstance(wrong, QuintainError | OSError)):
+            ray.get(said.hear.remote("failed", f"{type(wrong).__name__}: {wrong}".strip().splitlines()[0]))
+            raise
+        known = isinstance(wrong, QuintainError | OSError)
+        told = wrong if known else RuntimeError(f"{task.stage.name} failed in a worker:\n{traceback.format_exc()}")
+        ray.get(said.hear.remote("error", told))
         return
     if artifact is not None:
         ray.get(said.hear.remote("done", artifact.prefix))
 
 
-def _need_room(task: Task, shape: Shape, error: type[QuintainError], hint: str) -> None:
-    """Raises where the nodes, were they idle, could not hold all of a training's workers."""
-    room, processes = shape.room(nodes_up()), task.settings.processes
-    if room < processes:
-        raise error(
-            f"{task.stage.name}: [fit] processes = {processes}, of which each takes {shape}, but the nodes have room "
-            f"for {room}; {hint}"
-        )
+def _clear(store: Store) -> None:
+    if isinstance(store, LocalStore):
+        shutil.rmtree(store.root / _NOTES, ignore_errors=True)
 
 
 def _notes(store: Store, name: str) -> Path:
     """Where Ray Train keeps what it notes, hidden in a run folder. None of it is read again, so for a run in an object
     store it is the temporary folder of whichever node does the noting: Ray's client would leave objects behind."""
     if isinstance(store, LocalStore):
-        return store.root / ".ray-train" / name
+        return store.root / _NOTES / name
     return Path(tempfile.gettempdir()) / f"quintain-{name}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol, cast
 
-from miner.artifacts.errors import BadInput
+from miner.artifacts.errors import BadInput, Retryable
 from miner.artifacts.manifest import Artifact, Draft, FileRecord, canonical_json, find_artifact
 from miner.artifacts.pairs import Pairs
 from miner.artifacts.store import Store
@@ -89,10 +89,10 @@ def named_rows(what: str, rows: tuple[int, int], ends: tuple[str, str]) -> str:
 
 
 def artifact_at(store: Store, prefix: str) -> Artifact:
-    """The artifact committed at `prefix`. Raises BadInput if it went away."""
+    """The artifact committed at `prefix`. Raises Retryable if it went away, or is not seen from this host yet."""
     found = find_artifact(store, prefix)
     if found is None:
-        raise BadInput(f"{store.url}/{prefix}: gone since the plan was made; run the same command again.")
+        raise Retryable(f"{store.url}/{prefix}: gone, or not seen from here yet; run the same command again.")
     return found
 
 

@@ -264,6 +264,27 @@ def test_a_ray_cluster_gives_the_bytes_of_one_process(
     assert len(made) == len(set(made)), "two members at once do not make one artifact twice"
 
 
+@pytest.mark.heavy
+def test_members_of_several_processes_are_trained_at_once(folder: Path, tmp_path: Path) -> None:
+    given = [{"name": "triplet"}, {"name": "ntxent"}]
+    file = comparison_file(
+        tmp_path / "c.toml",
+        folder,
+        given,
+        compare={"seeds": 3},
+        run={"rounds": 0},
+        fit={"processes": 2},
+        executor={"kind": "ray", "workers": 4},
+    )
+    root = tmp_path / "ray"
+    finish(start(file, root, "--executor", "ray", "--workers", "4"), root)
+    fits = {line["prefix"] for line in logged(root, "done") if line["stage"].endswith("/fit")}
+    assert len(fits) == 6
+    epochs = [(line["prefix"], line["epoch"]) for line in logged(root, "epoch")]
+    wanted = max(epoch for _, epoch in epochs) + 1
+    assert sorted(epochs) == sorted((prefix, epoch) for prefix in fits for epoch in range(wanted))
+
+
 def test_a_member_that_cannot_be_trained_leaves_the_others(folder: Path, tmp_path: Path) -> None:
     hot = {"name": "triplet", "label": "hot", "margin": 1e39}
     given = [{"name": "triplet"}, hot, {"name": "ntxent"}]

@@ -170,6 +170,48 @@ def test_a_training_that_loses_who_started_it_is_told_and_goes_on(bench: Bench) 
     assert committed(root) == bench.wanted
 
 
+def test_an_error_in_a_training_is_told_as_it_was_and_at_once(bench: Bench) -> None:
+    root = bench.without("mistaken", "fit")
+    (root / ".ray-train" / "of-one-that-was-killed").mkdir(parents=True)
+    wrong = bench.put(trapped.WRONG, "no such thing in these towers")
+    process = bench.nodes.run(bench.run_file, root)
+    try:
+        assert process.wait(DEADLINE) == 1, said(root)
+    finally:
+        wrong.unlink()
+        kill(process.pid)
+    assert "RuntimeError: r1/fit failed in a worker:\n" in said(root)
+    assert "LookupError: no such thing in these towers" in said(root)
+    assert "trapped_towers.py" in said(root)
+    assert bench.nodes.run(bench.run_file, root).wait(DEADLINE) == 0, said(root)
+    assert committed(root) == bench.wanted
+    assert not list(root.glob(".ray-train/*"))
+
+
+def test_a_training_whose_nodes_stay_away_is_given_up(bench: Bench) -> None:
+    root = bench.without("deserted", "fit")
+    paused = bench.put(trapped.PAUSED)
+    process = bench.nodes.run(bench.run_file, root)
+    try:
+        wait_until(lambda: bool(bench.nodes.titled("ray::RayTrainWorker")), process, root)
+        there = int(
+            Path(f"/proc/{bench.nodes.titled('ray::RayTrainWorker')[0]}/stat").read_text().split(") ")[1].split()[1]
+        )
+        (other,) = set(bench.raylets) - {there}
+        kill(other)
+        time.sleep(4)  # until it is known, or the training begins again there
+        kill(there)
+        assert process.wait(DEADLINE) == 75, said(root)
+    finally:
+        paused.unlink()
+        kill(process.pid)
+        bench.raylets[:] = [bench.nodes.add()[1] for _ in bench.raylets]
+    error = said(root).splitlines()[-1]
+    assert "r1/fit: [fit] processes = 1, of which each takes 1 CPU, but the nodes have room for 0; none joined" in error
+    assert bench.nodes.run(bench.run_file, root).wait(DEADLINE) == 0, said(root)
+    assert committed(root) == bench.wanted
+
+
 def test_actors_that_fit_no_node_are_waited_for_in_vain(bench: Bench) -> None:
     root = bench.unmined("large")
     file = bench.base / "large.toml"

@@ -74,6 +74,17 @@ def test_the_manifests_decide(
     assert (found["done"], found["stages"]) == ((3, 3) if all_done else (0, 0))
 
 
+@pytest.mark.parametrize(("status", "code", "wanted"), [("STOPPED", None, 75), ("FAILED", 75, 75), ("FAILED", 5, 5)])
+def test_data_that_the_cluster_alone_has(
+    done: Path, run_file: Path, tmp_path: Path, status: str, code: int | None, wanted: int
+) -> None:
+    raw = raw_settings(tmp_path / "on-the-cluster", run={"rounds": 0, "first_epochs": 1}, executor={"kind": "inline"})
+    settings = Settings.load(write_toml(tmp_path / "run.toml", raw))
+    found = _outcome({"status": status, "driver_exit_code": code}, settings, LocalStore(done))
+    assert (found["succeeded"], found["exit_code"]) == (False, wanted)
+    assert "as far as can be told from here" in found["why"]
+
+
 def test_a_folder_of_other_settings_is_no_success(done: Path, run_file: Path, folder: Path) -> None:
     raw = raw_settings(folder, run={"rounds": 0, "first_epochs": 2}, executor={"kind": "inline"})
     other = Settings.load(write_toml(run_file.parent / "other.toml", raw))

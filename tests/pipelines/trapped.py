@@ -1,4 +1,4 @@
-"""A model whose encoding of images, in inference, waits or dies as files beside it say. Copied beside a run file."""
+"""A model whose encoding of images waits, dies or fails as files beside it say. Copied beside a run file."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# While the first is there, encoding waits; the second holds a number that kills whoever meets it as a first feature.
-HELD, FATAL = (Path(__file__).with_name(name) for name in ("held", "fatal"))
+# In inference: while the first is there, encoding waits; the second holds a number that kills whoever meets it as a
+# first feature. In training: while the third is there it waits; the fourth holds an error's message.
+HELD, FATAL, PAUSED, WRONG = (Path(__file__).with_name(name) for name in ("held", "fatal", "paused", "wrong"))
 
 
 class Towers(nn.Module):
@@ -28,6 +29,11 @@ class Towers(nn.Module):
                 time.sleep(0.02)
             if FATAL.exists() and (images[:, 0].float() == float(FATAL.read_text())).any():
                 os.kill(os.getpid(), signal.SIGKILL)
+        elif torch.is_grad_enabled():
+            while PAUSED.exists():
+                time.sleep(0.02)
+            if WRONG.exists():
+                raise LookupError(WRONG.read_text())
         return functional.normalize(self.images(images.float()), dim=1)
 
     def encode_texts(self, tokens: Tensor, lengths: Tensor) -> Tensor:
