@@ -1,8 +1,9 @@
 """The run file that `pipelines init` writes: settings for the data that were found, and what each section does.
 
 Numbers follow the size of the training split. Published ones (dim 1024, pools of 300 and 60, rate 2e-4) are for sets of
-100,000 captions and more; those for smaller ones are what worked on Flickr8k and on the bundled set. As published,
-AOQ's weights are neither detached nor clamped; here they are, since otherwise they pull offline negatives nearer.
+100,000 captions and more. Smaller ones get few epochs of small batches composed from the tables, what did best on
+Flickr8k (README says what was tried); the smallest, and pixels, longer training in larger batches. As published, AOQ's
+weights are neither detached nor clamped; here they are, since otherwise they pull offline negatives nearer.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ from trainer.data._links import SPLITS
 __all__ = ["Found", "examine", "run_file"]
 
 _LARGE = 50_000  # pairs from which published settings hold
+_FEW = 5_000  # pairs below which a few epochs are too few steps
+_COMPOSED = ("vsepp", "vse_inf", "vsrn", "scan", "bfan")  # models whose training in composed batches was measured
 _APPROXIMATE = 1_000_000  # items of a side from which comparing everything takes hours
 _ALONE = 20_000  # pairs below which starting a cluster is not worth it
 _PIXELS = 64  # side of a picture that a model trained from nothing can learn from in a reasonable time
+_NEAR = "so many come with each other's negatives; 1: at random, negatives are encoded in addition"
 _DATA = {"image_size": "pixels a side; more is slower"}
 _ABOUT = {
     "vsepp": ['# One vector per image: VSE++. Also name = "custom", a model of yours.'],
@@ -80,6 +84,28 @@ def examine(data: Any, model: str | None = None) -> Found:
     return Found(data, splits, {"name": name, **settings})
 
 
+@dataclass(frozen=True)
+class _Pace:
+    """How long is trained, in what steps, and how deep the pools of offline texts are that these draw from."""
+
+    first_epochs: int
+    epochs: int
+    batch_size: int
+    neighbourhood: int
+    h_t: int
+
+    @classmethod
+    def of(cls, model: str, pairs: Any) -> _Pace:
+        num, largest = pairs.num_pairs, max(2, pairs.num_pairs // 20)
+        if model == "clip":
+            return cls(1, 5, min(128, largest), 1, 300 if num >= _LARGE else 30)
+        if num >= _LARGE:
+            return cls(10, 5, 128, 1, 300)
+        if num >= _FEW and model in _COMPOSED:
+            return cls(4, 2, 16, 16, max(30, pairs.num_texts // 100))
+        return cls(20, 5, min(128, largest), 1, 30)
+
+
 def run_file(found: Found, folder: Path) -> str:
     """The text of a run file for what was found, to lie in `folder`; paths below it are written relative to it."""
     pairs = found.train.pairs
@@ -87,12 +113,12 @@ def run_file(found: Found, folder: Path) -> str:
     model = found.model["name"]
     config = models.configure(model, {key: value for key, value in found.model.items() if key != "name"})
     smaller = min(pairs.num_images, pairs.num_texts)
-    h_t = min(300 if large else 30, smaller)
+    pace = _Pace.of(model, pairs)
+    h_t = min(pace.h_t, 300, smaller)
     h_v = max(1, min(h_t, round(h_t * pairs.num_images / pairs.num_texts)))
     # Of a large set, or where every candidate is compared by attention, what is mined beyond the pools costs too much.
     just_pools = large or getattr(config, "cross_attention", False)
-    k: int | dict[str, int] = {"i2t": h_t, "t2i": h_v} if just_pools else min(50, smaller)
-    first_epochs = 1 if model == "clip" else 10 if large else 20
+    k: int | dict[str, int] = {"i2t": h_t, "t2i": h_v} if just_pools else min(max(50, h_t), smaller)
     approximate = max(pairs.num_images, pairs.num_texts) >= _APPROXIMATE
     sizes = ", ".join(
         f"{split} {dataset.pairs.num_images:,} images and {dataset.pairs.num_texts:,} texts"
@@ -112,8 +138,8 @@ def run_file(found: Found, folder: Path) -> str:
         "[run]",
         _set("seed", 0),
         _set("rounds", 3),
-        _set("first_epochs", first_epochs, "before the first mining, on the negatives of the batch alone"),
-        _set("epochs", 5, "per mined round"),
+        _set("first_epochs", pace.first_epochs, "before the first mining, on the negatives of the batch alone"),
+        _set("epochs", pace.epochs, "per mined round"),
         "",
         "# What is trained on. Paths are meant from where this file lies; `trainer data check` says what is wrong.",
         "[data]",
@@ -134,10 +160,17 @@ def run_file(found: Found, folder: Path) -> str:
         _set("h_t", h_t, "an offline text is drawn from so many of the hardest of its image"),
         _set("h_v", h_v, "an image, of its text"),
         "",
-        "# How it is trained. Halve `batch_size` when memory runs out, `lr` when the loss jumps.",
+        "# How it is trained. Halve `batch_size`"
+        + ", and `neighbourhood`," * (pace.neighbourhood > 1)
+        + " when memory runs "
+        "out, `lr` when the loss jumps.",
         "[fit]",
-        _set("batch_size", min(128, max(2, pairs.num_pairs // 20)), "pairs per step"),
-        _set("lr", _rate(model, config, large)),
+        _set("batch_size", pace.batch_size, "pairs per step"),
+        *[_set("neighbourhood", pace.neighbourhood, _NEAR)] * (pace.neighbourhood > 1),
+        _set("lr", _rate(model, config, large, pace)),
+        *[_set("min_count", 4, "a rarer word is an unknown one")]
+        * (large or pace.neighbourhood > 1)
+        * (model != "clip"),
         _set(
             "lr_schedule", "cosine", "down to 0 in the last round: with other `rounds` or `epochs` all is trained anew"
         ),
@@ -178,11 +211,13 @@ def _model(name: str, config: Any, large: bool) -> Iterator[str]:
         yield _set("dim", 1024 if large and name != "cnn_gru" else 256, "length of the embeddings")
 
 
-def _rate(name: str, config: Any, large: bool) -> float:
+def _rate(name: str, config: Any, large: bool, pace: _Pace) -> float:
     """Of Adam. Trained weights bear little change, adapters beside them more."""
     if name == "clip":
         return 1e-6 if config.tuning == "full" and "tuning" in config.model_fields_set else 1e-5
-    return 2e-4 if large else 1e-3
+    if large:
+        return 2e-4
+    return 2e-3 if name == "vsepp" and pace.neighbourhood > 1 else 1e-3
 
 
 def _set(key: str, value: Any, comment: str = "") -> str:

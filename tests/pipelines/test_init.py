@@ -42,6 +42,32 @@ def test_every_format_gives_a_run_file_that_plans(tmp_path, monkeypatch, name):
     assert "r3/fit" in planned.output
 
 
+def test_small_batches_are_composed_from_the_tables_where_that_was_measured(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, images in (("few", 980), ("more", 1400)):
+        folder = Path(name)
+        folder.mkdir()
+        np.save(folder / "images.npy", np.random.default_rng(0).standard_normal((images, 4), np.float32))
+        (folder / "image_ids.txt").write_text("".join(f"i{row}\n" for row in range(images)))
+        rows = [
+            f"i{row},t{row}-{caption},word{row} word{caption},{split}\n"
+            for row, split in enumerate(["test"] * 10 + ["dev"] * 10 + ["train"] * (images - 20))
+            for caption in range(4 + row % 3)  # unequal positives
+        ]
+        (folder / "pairs.csv").write_text("image_id,text_id,text,split\n" + "".join(rows))
+        assert run("init", folder, "--out", f"{name}.toml").exit_code == 0
+    few, more = (tomllib.loads(Path(f"{name}.toml").read_text()) for name in ("few", "more"))
+    assert (few["fit"]["batch_size"], few["run"]["first_epochs"], few["loss"]["h_t"]) == (128, 20, 30)
+    assert "neighbourhood" not in few["fit"]
+    fit = more["fit"]
+    assert (fit["batch_size"], fit["neighbourhood"], fit["min_count"], more["run"]["first_epochs"]) == (16, 16, 4, 4)
+    assert (more["loss"]["h_t"], more["loss"]["h_v"], more["mine"]["k"]) == (69, 14, 69)  # of 6,900 texts
+    assert run("plan", "more.toml").exit_code == 0
+    assert run("init", "more", "--model", "scan:attention=t2i", "--out", "scan.toml").exit_code == 0
+    scan = tomllib.loads(Path("scan.toml").read_text())
+    assert (scan["mine"]["k"], scan["fit"]["neighbourhood"]) == ({"i2t": 69, "t2i": 14}, 16)
+
+
 def test_a_run_file_runs_unchanged_from_anywhere(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     folder = write_vectors(tmp_path / "data")
