@@ -74,6 +74,7 @@ class RayExecutor:
             where = config.address or "this machine"
             raise Retryable(f"no Ray cluster at {where}: {_first_line(failed)}") from failed
         gpus = _resource("GPU")
+        self._had_gpus = gpus > 0
         self.parallel = max(int(gpus), 1) if gpus else self.workers
         self._pool: Pool | None = None
         self._fits = Fits()
@@ -122,7 +123,11 @@ class RayExecutor:
             return pool.finish(task, progress)
         gpu = self._gpu(stage)
         if stage.work == "fit":
-            cpus = min(task.settings.threads, self.workers)
+            # One that must have a GPU waits for a node with one, where such may join.
+            gpu = gpu or (bool(self.config.address) and task.settings.fit_config(0).device == "cuda")
+            if self._had_gpus and not gpu:
+                progress.say(f"{stage.name}: no node with a GPU is up any more; it trains on CPUs")
+            cpus = min(task.settings.threads, max(self.workers, int(_resource("CPU"))))
             if not self.many or task.settings.processes > 1:
                 return self._fits.fit(task, progress, Shape(cpus, float(gpu)), self._patience, self._given_up)
             return self._fit_as_task(task, progress, cpus, gpu)

@@ -223,6 +223,11 @@ def test_actors_that_fit_no_node_are_waited_for_in_vain(bench: Bench) -> None:
     assert "([executor] encode.cpus, encode.gpus), but no node has that" in error
     assert "none joined within 2 s" in error
 
+    root = bench.without("gpu-alone", "fit")
+    file.write_text(bench.run_file.read_text().replace("[fit]\n", '[fit]\ndevice = "cuda"\n'))
+    assert bench.nodes.run(file, root).wait(DEADLINE) == 75, said(root)
+    assert "of which each takes 1 CPU and 1 GPU, but the nodes have room for 0; none" in said(root).splitlines()[-1]
+
 
 def test_some_kills(bench: Bench) -> None:
     chaos = Chaos(bench.nodes, bench.raylets, bench.run_file, 20.0, 2.0, random.Random(1))
