@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import mmap
 import os
 import secrets
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from miner import memory
 from miner.artifacts.errors import AnotherWriter, BadInput, QuintainError
-from miner.artifacts.lock import hold
+from miner.artifacts.lock import LOCK, WITHOUT_LOCKS, hold
 from miner.artifacts.probe import check_conditional_create
 from miner.artifacts.store import LocalStore, Store
 from pipelines.machine import Check
@@ -26,7 +27,7 @@ _WRITERS = 8
 _SKEW = 30.0  # seconds: what a lease allows
 _ELSEWHERE = "use a folder on another file system, or an object store"
 _FLEETING = {"tmpfs": "it is memory: a reboot empties it", "overlay": "it is a container's own layer and ends with it"}
-_OWN_LOCKS = {"nolock", "local_lock=all", "local_lock=flock", "localflock", "nobrl"}  # of NFS, Lustre, SMB
+_OWN_LOCKS = {"nolock", "noflock", "local_lock=all", "local_lock=flock", "localflock", "nobrl"}  # of NFS, Lustre, SMB
 _Test = Callable[[Store, str], str]
 
 
@@ -173,11 +174,29 @@ def _lock(store: Store, probe: str) -> str:
     folder = store.root / probe / "locked"
     with hold(folder, shared=True):
         try:
-            with hold(folder, shared=True):
+            with hold(folder):
                 pass
         except AnotherWriter:
-            return "a second run is turned away"
+            return _file_lock(folder / LOCK)
     raise BadInput(f"{store.url}: locks do nothing here, so that two runs could write at once")
+
+
+def _file_lock(path: Path) -> str:
+    """Of a file that is locked already: the lock that other hosts can see."""
+    file = os.open(path, os.O_RDWR)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "a second run is turned away"
+    except OSError as failed:
+        if failed.errno not in WITHOUT_LOCKS:
+            raise
+    finally:
+        os.close(file)
+    raise _Warned(
+        "a second run of this host is turned away, one of another host is not: files cannot be locked here",
+        "mount it with locks (NFS: lockd; Lustre: flock), or start runs from one host alone",
+    )
 
 
 def _map(store: Store, probe: str) -> str:

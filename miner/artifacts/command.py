@@ -4,7 +4,6 @@ traceback a user caused.
 
 from __future__ import annotations
 
-import errno
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +12,11 @@ from typing import Any
 import click
 
 from miner.artifacts import completion
-from miner.artifacts.errors import QuintainError
+from miner.artifacts.errors import FULL, QuintainError, says_enough
 from miner.artifacts.place import Place
 
 __all__ = ["PLACE", "TABLE", "CommandGroup", "LocalPath", "align"]
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE}
 _EXIT_CODES = "Exit codes: 0 done, 2 wrong usage, 3 bad input, 4 damaged artifact, 5 another writer, 75 try again."
 
 
@@ -72,10 +70,10 @@ class CommandGroup(click.Group):
         except QuintainError as error:
             _end(ctx, str(error), error.exit_code)
         except OSError as error:
-            if error.errno is None or (error.filename is None and error.errno not in _FULL):
+            if not says_enough(error):
                 raise
             where = f" ({error.filename})" if error.filename else ""
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 _end(
                     ctx,
                     f"the disk would not take the data: {error.strerror}{where}. Nothing committed was lost; "

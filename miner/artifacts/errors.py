@@ -13,9 +13,12 @@ A message says what was found, where, what was expected and what to do.
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar
 
-__all__ = ["AnotherWriter", "BadInput", "DamagedArtifact", "QuintainError", "Retryable"]
+__all__ = ["FULL", "AnotherWriter", "BadInput", "DamagedArtifact", "QuintainError", "Retryable", "says_enough"]
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE}  # of a disk that takes no more data
 
 
 class QuintainError(Exception):
@@ -46,3 +49,8 @@ class Retryable(QuintainError):
     """The machine failed, not the input: the same command may succeed later."""
 
     exit_code = 75
+
+
+def says_enough(error: OSError) -> bool:
+    """Whether a user can do something about it by its own words: it names a file, or is of a disk."""
+    return error.errno is not None and (error.filename is not None or error.errno in FULL)

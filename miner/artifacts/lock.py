@@ -6,6 +6,7 @@ mounted so. A run's folder, which several hosts may share, therefore has such a 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -14,9 +15,11 @@ from pathlib import Path
 
 from miner.artifacts.errors import AnotherWriter, BadInput
 
-__all__ = ["LOCK", "hold"]
+__all__ = ["LOCK", "WITHOUT_LOCKS", "hold"]
 
 LOCK = ".lock"
+# Where a file system knows no locks, such as Lustre mounted without them, this host's alone are left.
+WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 @contextmanager
@@ -31,7 +34,11 @@ def hold(folder: Path, *, shared: bool = False) -> Iterator[None]:
     with ExitStack() as stack:
         _lock(folder, os.O_RDONLY, folder, stack)
         if shared:
-            _lock(folder / LOCK, os.O_RDWR | os.O_CREAT, folder, stack)
+            try:
+                _lock(folder / LOCK, os.O_RDWR | os.O_CREAT, folder, stack)
+            except OSError as failed:
+                if failed.errno not in WITHOUT_LOCKS:
+                    raise
         yield
 
 

@@ -121,26 +121,30 @@ class RayExecutor:
                 for done, _ in enumerate(pool.parts(task, progress), start=1):
                     progress.advance(done)
             return pool.finish(task, progress)
-        gpu = self._gpu(stage)
         if stage.work == "fit":
-            # One that must have a GPU waits for a node with one, where such may join.
-            gpu = gpu or (bool(self.config.address) and task.settings.fit_config(0).device == "cuda")
-            if self._had_gpus and not gpu:
+            shape = self._of_fit(task)
+            if self._had_gpus and not shape.gpus:
                 progress.say(f"{stage.name}: no node with a GPU is up any more; it trains on CPUs")
-            cpus = min(task.settings.threads, max(self.workers, int(_resource("CPU"))))
             if not self.many or task.settings.processes > 1:
-                return self._fits.fit(task, progress, Shape(cpus, float(gpu)), self._patience, self._given_up)
-            return self._fit_as_task(task, progress, cpus, gpu)
+                return self._fits.fit(task, progress, shape, self._patience, self._given_up)
+            return self._fit_as_task(task, progress, shape)
+        gpu = self._gpu(stage)
         options = {"name": title(task), "max_retries": _RETRIES, "num_cpus": 1, "num_gpus": int(gpu)}
         if stage.unit == "shard":
             for done, _ in enumerate(self._parts(task, options), start=1):
                 progress.advance(done)
-        committed = _finish.options(**options).remote(task, gpu)
-        room = Room(task, Shape(1, float(gpu)), 1, "it takes", self._patience)
-        while not ray.wait([committed], timeout=_POLL_SECONDS)[0]:
+        (committed,), _ = self._awaited([_finish.options(**options).remote(task, gpu)], task, Shape(1, float(gpu)))
+        return str(ray.get(committed))
+
+    def _awaited(self, tasks: list[Any], task: Task, shape: Shape) -> tuple[list[Any], list[Any]]:
+        """One of these tasks of Ray that has ended, and the others. Raises as `Room` does while they have none."""
+        room = Room(task, shape, 1, "it takes", self._patience)
+        while True:
+            ended, others = ray.wait(tasks, timeout=_POLL_SECONDS)
+            if ended:
+                return ended, others
             unless_given_up(self._given_up, task)
             room.look()
-        return str(ray.get(committed))
 
     @property
     def _patience(self) -> float | None:
@@ -171,7 +175,14 @@ class RayExecutor:
         """What the training that goes on beside this work takes of a node."""
         if task.settings.run.refresh == "sync" or task.stage.round == 1:
             return None
-        return Shape(min(task.settings.threads, self.workers), float(_resource("GPU") > 0))
+        return self._of_fit(task)
+
+    def _of_fit(self, task: Task) -> Shape:
+        """What one process of a training takes of a node. One that must have a GPU waits for a node with one, where
+        such may join."""
+        cpus = min(task.settings.threads, max(self.workers, int(_resource("CPU"))))
+        must = bool(self.config.address) and task.settings.fit_config(0).device == "cuda"
+        return Shape(cpus, float(must or _resource("GPU") > 0))
 
     def _gpu(self, stage: Stage) -> bool:
         """Whether a GPU is for this work, where the cluster has one: for a model always; for a search, which finds the
@@ -197,13 +208,16 @@ class RayExecutor:
         while waiting or running:
             while waiting and len(running) < 2 * self.workers:
                 running.append(part.remote(task, waiting.pop(), options["num_gpus"] > 0))
-            finished, running = ray.wait(running)
+            finished, running = self._awaited(running, task, Shape(1, float(options["num_gpus"])))
             yield from ray.get(finished)
 
-    def _fit_as_task(self, task: Task, progress: Progress, cpus: int, gpu: bool) -> str:
+    def _fit_as_task(self, task: Task, progress: Progress, shape: Shape) -> str:
         """A retry after a lost process goes on from the last epoch; epochs are told when the task is over."""
-        options = _fit_task.options(name=title(task), max_retries=_RETRIES, num_cpus=cpus, num_gpus=int(gpu))
-        prefix, lines = ray.get(options.remote(task, gpu))
+        of = _fit_task.options(
+            name=title(task), max_retries=_RETRIES, num_cpus=shape.cpus, num_gpus=int(shape.gpus)
+        )  # fmt: skip
+        (ended,), _ = self._awaited([of.remote(task, bool(shape.gpus))], task, shape)
+        prefix, lines = ray.get(ended)
         for line in lines:
             progress.epoch(line)
         return str(prefix)

@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from miner.artifacts.errors import QuintainError, Retryable
+from miner.artifacts.errors import QuintainError, Retryable, says_enough
 from miner.artifacts.store import LocalStore, Store
 from pipelines.executors.ray_actor import Room, Shape, hide_gpus, of_the_machine, run_name, title, unless_given_up
 from pipelines.jobs import Task, job_of
@@ -48,10 +48,10 @@ class Fits:
         """Train in [fit] `processes` workers that take `shape` of a node each. The prefix of the checkpoint, which the
         first of them commits. Several threads may ask at once.
 
-        Raises what was wrong as it was raised (RuntimeError, with the traceback, for what is no error of ours or of the
-        system); Retryable when a worker was lost too often, or once the run is `given_up`. Where the nodes have no room
-        for all workers, at the start or later on, they may grow for `patience` seconds (Retryable after that), or not
-        at all (None: BadInput). Whatever is raised, nothing of it trains any more.
+        Raises what was wrong as it was raised, or RuntimeError with the traceback of what nobody foresaw, where one
+        process trains; Retryable when workers failed too often, or once the run is `given_up`. Where the nodes have no
+        room for all workers, at the start or later on, they may grow for `patience` seconds (Retryable after that), or
+        not at all (None: BadInput). Whatever is raised, nothing of it trains any more.
         """
         room = Room(
             task, shape, task.settings.processes,
@@ -133,10 +133,11 @@ class _Fits:
         try:
             trainer.fit()
         except TrainingFailedError as failed:
-            what = self._failed or (str(failed).strip().splitlines() or [type(failed).__name__])[-1].strip()
+            last = (str(failed).strip().splitlines() or [type(failed).__name__])[-1].strip()
+            worker = f"; a worker had said: {self._failed}" if self._failed else ""
             raise Retryable(
-                f"{task.stage.name}: training was given up, for the workers, or what starts them, failed more than "
-                f"{_FAILURES} times (at last: {what}); run again to go on from its last epoch."
+                f"{task.stage.name}: training was given up after failures of its workers, or of what starts them "
+                f"({last}{worker}); run again to go on from its last epoch."
             ) from failed
         finally:
             shutil.rmtree(notes, ignore_errors=True)  # the weights are an artifact of ours
@@ -176,11 +177,13 @@ def _loop(config: dict[str, Any]) -> None:
     except RayError:  # who started this is gone
         raise
     except Exception as wrong:
+        # Of other libraries' errors nobody knows whether they arrive as they were.
+        system = isinstance(wrong, OSError) and type(wrong).__module__ == "builtins" and says_enough(wrong)
+        known = isinstance(wrong, QuintainError) or system
         # Where several train, one that is lost is an error of whatever kind to the others.
-        if of_the_machine(wrong) or (task.settings.processes > 1 and not isinstance(wrong, QuintainError | OSError)):
+        if isinstance(wrong, Retryable) or of_the_machine(wrong) or (task.settings.processes > 1 and not known):
             ray.get(said.hear.remote("failed", f"{type(wrong).__name__}: {wrong}".strip().splitlines()[0]))
             raise
-        known = isinstance(wrong, QuintainError | OSError)
         told = wrong if known else RuntimeError(f"{task.stage.name} failed in a worker:\n{traceback.format_exc()}")
         ray.get(said.hear.remote("error", told))
         return

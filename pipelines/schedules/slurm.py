@@ -85,15 +85,14 @@ interrupt() {
 trap 'interrupt USR1' USR1
 trap 'interrupt TERM' TERM
 
-# symmetric-run ends with 0 where Ray does not start: only this file says that the run ended well.
-well=$(mktemp)
-rm -f "$well"
-trap 'rm -f "$well"' EXIT
+# symmetric-run ends with 0 or 1 where Ray does not start: this file says that the run began, and that it ended well.
+run=$(mktemp)
+trap 'rm -f "$run"' EXIT
 
 # The dashboard listens on the first node's loopback alone (reach it by ssh -L).
 srun --kill-on-bad-exit=0 ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" \\
     --num-cpus={{ cpus }} --num-gpus={{ gpus }} --dashboard-host=127.0.0.1 --disable-usage-stats \\
-    -- sh -c '"$@" && : > "$0"' "$well" {{ command }} "$address" &
+    -- sh -c 'echo began > "$0"; "$@" && echo well > "$0"' "$run" {{ command }} "$address" &
 srun_pid=$!
 
 code=0
@@ -103,8 +102,8 @@ while kill -0 "$srun_pid" 2>/dev/null; do
     code=0
     wait "$srun_pid" || code=$?
 done
-if [[ $code == 0 && ! -e $well ]]; then
-    echo "{{ name }}: Ray did not start, see above"
+if [[ ! -s $run ]] || [[ $code == 0 && $(cat "$run") != well ]]; then
+    echo "{{ name }}: the run did not begin, or its end is not known (exit code $code); see above"
     code=75
 fi
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 
 import pytest
 
 from miner.artifacts.errors import AnotherWriter, DamagedArtifact
-from miner.artifacts.lock import hold
+from miner.artifacts.lock import LOCK, hold
 from miner.artifacts.manifest import Draft
 from miner.artifacts.store import LocalStore
 
@@ -38,6 +39,18 @@ def test_one_writer_per_folder(tmp_path: Path) -> None:
         pass
     with hold(tmp_path / "out"):
         assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_folder_of_several_hosts_is_held_by_a_file(tmp_path: Path) -> None:
+    """As another host that holds it looks from here: its lock of the folder is not seen, that of the file is."""
+    with (tmp_path / LOCK).open("w") as there:
+        fcntl.flock(there, fcntl.LOCK_EX)
+        with pytest.raises(AnotherWriter), hold(tmp_path, shared=True):
+            pass
+        with hold(tmp_path):
+            pass
+    with hold(tmp_path, shared=True):
+        pass
 
 
 def test_faiss_is_imported_in_one_file() -> None:

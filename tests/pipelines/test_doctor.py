@@ -242,6 +242,9 @@ def test_file_systems_and_encodings(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert [found[place].state for place in found] == ["warning", "ok", "warning", "warning"]
     assert found["run"].found == "nfs4"
     assert "reboot" in found["run/fast"].found
+    (tmp_path / "free").touch()
+    with pytest.raises(storage._Warned, match="one of another host is not"):
+        storage._file_lock(tmp_path / "free")
     alone = storage.file_system("nfs4", ["rw", "local_lock=flock"])
     assert (alone.state, "locks stay on this host" in alone.found) == ("warning", True)
     assert storage.file_system("nfs4", ["rw", "vers=4.2", "local_lock=none"]).state == "ok"

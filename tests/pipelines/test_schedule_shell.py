@@ -189,9 +189,11 @@ def test_the_batch_job_queues_again_where_that_can_help(
     assert [call["argv"] for call in stubs.called("scontrol")[1:]] == [["requeue", "123456"]] * requeued
 
 
-def test_a_batch_job_whose_cluster_does_not_start_is_no_success(stubs: Stubs, tmp_path: Path) -> None:
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_batch_job_whose_cluster_does_not_start_is_no_success(stubs: Stubs, tmp_path: Path, code: int) -> None:
+    """`ray symmetric-run` ends with 0 where `ray start` failed, with 1 where the other nodes did not come."""
     slurm_stubs(stubs)
-    stubs.add("ray")  # `ray symmetric-run` says so and ends with 0
+    stubs.add("ray", code=code)
     assert ended(stubs, rendered("slurm", *RUN), tmp_path, SLURM_RESTART_COUNT="0").returncode == 75
     assert not stubs.called("pipelines")
     assert [call["argv"] for call in stubs.called("scontrol")[1:]] == [["requeue", "123456"]]
