@@ -206,8 +206,10 @@ def test_a_training_whose_nodes_stay_away_is_given_up(bench: Bench) -> None:
         paused.unlink()
         kill(process.pid)
         bench.raylets[:] = [bench.nodes.add()[1] for _ in bench.raylets]
-    error = said(root).splitlines()[-1]
-    assert "r1/fit: [fit] processes = 1, of which each takes 1 CPU, but the nodes have room for 0; none joined" in error
+    # Where the node is not known to be lost yet, Ray Train may use up its tries on it before anybody has to wait.
+    no_room = "r1/fit: [fit] processes = 1, of which each takes 1 CPU, but the nodes have room for 0; none joined"
+    given_up = "r1/fit: training was given up after failures of its workers, or of what starts them"
+    assert any(end in said(root).splitlines()[-1] for end in (no_room, given_up)), said(root)
     assert bench.nodes.run(bench.run_file, root).wait(DEADLINE) == 0, said(root)
     assert committed(root) == bench.wanted
 
