@@ -92,7 +92,8 @@ trap 'rm -f "$run"' EXIT
 # The dashboard listens on the first node's loopback alone (reach it by ssh -L).
 srun --kill-on-bad-exit=0 ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" \\
     --num-cpus={{ cpus }} --num-gpus={{ gpus }} --dashboard-host=127.0.0.1 --disable-usage-stats \\
-    -- sh -c 'echo began > "$0"; "$@" && echo well > "$0"' "$run" {{ command }} "$address" &
+    -- sh -c 'echo began > "$0"; "$@" && echo well > "$0"' "$run" \\
+    {{ command }} "$address" &
 srun_pid=$!
 
 code=0

@@ -61,6 +61,7 @@ def test_training_is_done_while_pictures_are_encoded(base: Path, half: Path) -> 
 
     process = run(run_file, root)
     wait_for(process, root, seen(root, "002/fit/*/manifest.json"))
+    wait_for(process, root, lambda: ("r2/fit", "epoch") in {(line["stage"], line["event"]) for line in log(root)})
     assert not encoded()
     held.unlink()
     finish(process, root)

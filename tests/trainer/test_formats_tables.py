@@ -156,17 +156,20 @@ def test_rows_of_one_text_are_one_text(tmp_path: Path) -> None:
 
 def test_splits_of_other_names(tmp_path: Path) -> None:
     rows = many_to_many(tmp_path)
+    with_restval = [{**row, "split": "restval" if row["split"] == "val" else row["split"]} for row in rows]
+    pq.write_table(pa.Table.from_pylist(with_restval), tmp_path / "coco.parquet")
+    assert load(tmp_path / "coco.parquet", "train").pairs.num_images == 5  # as COCO's is meant
     for row in rows:
-        row["split"] = {"train": "restval", "val": "minival", "test": "train"}[row["split"]]
+        row["split"] = {"train": "reserve", "val": "minival", "test": "train"}[row["split"]]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
     path = tmp_path / "x.parquet"
     assert load(path, "train").pairs.image_ids == ("f.png", "g.png")
-    assert load(path, "train").notes == (f"{path}: split minival (3), restval (6) left out.",)
+    assert load(path, "train").notes == (f"{path}: split minival (3), reserve (6) left out.",)
     assert load(path, "dev", dev="minival").pairs.image_ids == ("d.png", "e.png")
-    assert load(path, "train", train="restval+train").pairs.num_images == 5
-    assert load(path, "train", train="restval").pairs.num_images == 3
+    assert load(path, "train", train="reserve+train").pairs.num_images == 5
+    assert load(path, "train", train="reserve").pairs.num_images == 3
     with pytest.raises(
-        BadInput, match=r"no pair in split 'dev' .*Left out: minival \(3\), restval \(6\)\. Set train, dev or"
+        BadInput, match=r"no pair in split 'dev' .*Left out: minival \(3\), reserve \(6\)\. Set train, dev or"
     ):
         load(path, "dev")
 
