@@ -114,6 +114,8 @@ def run_file(found: Found, folder: Path) -> str:
     config = models.configure(model, {key: value for key, value in found.model.items() if key != "name"})
     smaller = min(pairs.num_images, pairs.num_texts)
     pace = _Pace.of(model, pairs)
+    composed = pace.neighbourhood > 1
+    halved = "`batch_size` and `neighbourhood`" if composed else "`batch_size`"
     h_t = min(pace.h_t, 300, smaller)
     h_v = max(1, min(h_t, round(h_t * pairs.num_images / pairs.num_texts)))
     # Of a large set, or where every candidate is compared by attention, what is mined beyond the pools costs too much.
@@ -161,17 +163,12 @@ def run_file(found: Found, folder: Path) -> str:
         _set("h_t", h_t, "an offline text is drawn from so many of the hardest of its image"),
         _set("h_v", h_v, "an image, of its text"),
         "",
-        "# How it is trained. Halve `batch_size`"
-        + ", and `neighbourhood`," * (pace.neighbourhood > 1)
-        + " when memory runs "
-        "out, `lr` when the loss jumps.",
+        f"# How it is trained. Halve {halved} when memory runs out, `lr` when the loss jumps.",
         "[fit]",
         _set("batch_size", pace.batch_size, "pairs per step"),
-        *[_set("neighbourhood", pace.neighbourhood, _NEAR)] * (pace.neighbourhood > 1),
+        *[_set("neighbourhood", pace.neighbourhood, _NEAR)] * composed,
         _set("lr", _rate(model, config, large, pace)),
-        *[_set("min_count", 4, "a rarer word is an unknown one")]
-        * (large or pace.neighbourhood > 1)
-        * (model != "clip"),
+        *[_set("min_count", 4, "a rarer word is an unknown one")] * (composed or (large and model != "clip")),
         _set(
             "lr_schedule", "cosine", "down to 0 in the last round: with other `rounds` or `epochs` all is trained anew"
         ),

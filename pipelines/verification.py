@@ -118,7 +118,9 @@ def verify(
 def _manifests(contents: Contents) -> Iterator[Finding]:
     """Broken manifests, folders that are not named after what they hold, parents that are not there."""
     for prefix in contents.broken:
-        yield Finding(prefix, f"{MANIFEST} is not what was committed", f"delete this folder and {_AGAIN}")
+        beside = [name for name in contents.files if name.startswith(f"{prefix}/") and name != f"{prefix}/{MANIFEST}"]
+        unknown = f"; {_few(sorted(beside))} beside it cannot be checked" if beside else ""
+        yield Finding(prefix, f"{MANIFEST} is not what was committed{unknown}", f"delete this folder and {_AGAIN}")
     known = {manifest.fingerprint for manifest in contents.manifests.values()}
     whole: dict[str, Manifest] = {}
     for prefix, manifest in contents.manifests.items():

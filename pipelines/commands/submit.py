@@ -127,7 +127,7 @@ def _outcome(job: dict[str, Any], settings: Settings, store: Store) -> dict[str,
     status, code = job["status"], job.get("driver_exit_code")
     about = {"status": status, "driver_exit_code": code, "stages": None, "done": None}
     try:
-        data = loop.saved_data(store)
+        data = saved = loop.saved_data(store)
         # A driver that succeeded has looked at the data itself; after another the folder might be that of older data.
         if data is not None and status != "SUCCEEDED":
             data = _described(settings)
@@ -139,11 +139,11 @@ def _outcome(job: dict[str, Any], settings: Settings, store: Store) -> dict[str,
     if steps and done == len(steps):
         why = f"{store.url}: all {done} stages are committed" + (f" ({status})." if status != "SUCCEEDED" else ".")
         return {**about, "succeeded": True, "exit_code": 0, "why": why}
-    far = (
-        f"{done} of {len(steps)} stages are committed in {store.url}"
-        if steps
-        else f"as far as can be told from here, nothing is committed in {store.url}"
-    )
+    far = f"nothing is committed in {store.url}"
+    if steps:
+        far = f"{done} of {len(steps)} stages are committed in {store.url}"
+    elif saved is not None:
+        far = f"what is committed in {store.url} is not known without the data, which is not here"
     if status == "SUCCEEDED":
         code = 3
         why = (

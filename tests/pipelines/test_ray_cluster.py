@@ -194,9 +194,8 @@ def test_a_training_whose_nodes_stay_away_is_given_up(bench: Bench) -> None:
     process = bench.nodes.run(bench.run_file, root)
     try:
         wait_until(lambda: bool(bench.nodes.titled("ray::RayTrainWorker")), process, root)
-        there = int(
-            Path(f"/proc/{bench.nodes.titled('ray::RayTrainWorker')[0]}/stat").read_text().split(") ")[1].split()[1]
-        )
+        (trains,) = bench.nodes.titled("ray::RayTrainWorker")
+        there = int(Path(f"/proc/{trains}/stat").read_text().rpartition(") ")[2].split()[1])  # its parent
         (other,) = set(bench.raylets) - {there}
         kill(other)
         time.sleep(4)  # until it is known, or the training begins again there

@@ -82,7 +82,7 @@ def test_data_that_the_cluster_alone_has(
     settings = Settings.load(write_toml(tmp_path / "run.toml", raw))
     found = _outcome({"status": status, "driver_exit_code": code}, settings, LocalStore(done))
     assert (found["succeeded"], found["exit_code"]) == (False, wanted)
-    assert "as far as can be told from here" in found["why"]
+    assert "is not known without the data, which is not here" in found["why"]
 
 
 def test_a_folder_of_other_settings_is_no_success(done: Path, run_file: Path, folder: Path) -> None:
