@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -324,9 +325,10 @@ def test_a_few_histories_of_a_folder(bench: Bench) -> None:
 
 @pytest.mark.heavy
 def test_many_histories_of_a_folder(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
-    _played(bench, examples=60, steps=15)
+    histories = int(os.environ.get("QUINTAIN_HISTORIES", "60"))
+    _played(bench, examples=histories, steps=15)
     with capsys.disabled():
-        print(f"\n60 histories of up to 15 steps: {dict(Folder.count)}")
+        print(f"\n{histories} histories of up to 15 steps: {dict(Folder.count)}")
 
 
 @pytest.mark.heavy
