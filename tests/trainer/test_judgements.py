@@ -138,7 +138,7 @@ def test_own_positives_need_no_scores(toys: SimpleNamespace, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "settings", "sentence"),
     [
-        ("image_id,text\ni1,t1\n", {}, "no column text_id in the first line; expected image_id, text_id"),
+        ("image_id,text\ni1,t1\n", {}, "no column text_id in the first line; it must be a table with the columns"),
         ("", {}, "no column image_id, text_id"),
         ("image_id,text_id\n", {}, "none of 0 lines is about"),
         ("image_id,text_id\ni1,nope\nnope,t1\n", {}, "none of 2 lines .* like 'i0' and 't0'"),

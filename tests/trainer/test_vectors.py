@@ -90,6 +90,14 @@ def test_what_is_wrong_is_said(
         load(folder)
 
 
+def test_vectors_of_both_sides_are_miners(toys: SimpleNamespace, tmp_path: Path) -> None:
+    folder = toys.write_vectors(tmp_path / "v")
+    np.save(folder / "texts.npy", np.ones((40, 12), np.float32))
+    (folder / "pairs.csv").write_text("image_id,text_id\ni0,a\n")
+    with pytest.raises(BadInput, match=r"no column text, split .* miner mine .*/v --out"):
+        load(folder)
+
+
 def test_nan_is_found_when_it_is_read(toys: SimpleNamespace, tmp_path: Path) -> None:
     folder = toys.write_vectors(tmp_path / "v")
     array = np.load(folder / "images.npy")

@@ -58,9 +58,7 @@ def read_table(
             reader: csv.DictReader[str] = csv.DictReader(file, delimiter=delimiter, quoting=quoting, strict=True)
             missing = [column for column in columns if column not in (reader.fieldnames or ())]
             if missing:
-                raise BadInput(
-                    f"{path}: no column {', '.join(missing)} in the first line; expected {', '.join(columns)}."
-                )
+                raise BadInput(f"{path}: no column {', '.join(missing)} in the first line; {expected}.")
             for cells in reader:
                 if any(cells[column] is None for column in columns):
                     raise BadInput(f"{path}, line {reader.line_num}: fewer columns than the first line has.")

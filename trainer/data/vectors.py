@@ -9,6 +9,7 @@ An image may have several texts and a text several images; a text that occurs wi
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,11 @@ def read(config: Config, split: Split) -> Dataset:
     row_of = {image_id: row for row, image_id in enumerate(ids)}
     path = folder / "pairs.csv"
     links = Links(split)
-    for line, cells in read_table(path, COLUMNS, f"it must list the pairs with the columns {', '.join(COLUMNS)}"):
+    expected = f"it must list the pairs with the columns {', '.join(COLUMNS)}"
+    if (folder / "texts.npy").is_file():
+        alone = f"miner mine {shlex.quote(str(folder))} --out DIR"
+        expected += f"; vectors of both sides need no texts to be mined: {alone}"
+    for line, cells in read_table(path, COLUMNS, expected):
         image_id, text_id, text, in_split = (cells[column] for column in COLUMNS)
         if in_split not in SPLITS:
             raise BadInput(f"{path}, line {line}: split {in_split!r}; it must be one of {', '.join(SPLITS)}.")
