@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import get_args
 
 from miner.artifacts.errors import BadInput, DamagedArtifact
@@ -21,6 +19,7 @@ from pipelines.branches import Branches
 from pipelines.evidence import stop_of, table_figures
 from pipelines.executors import Executor
 from pipelines.jobs import Task, settings_json
+from pipelines.kept_verdicts import keep_verdicts
 from pipelines.log import LOG
 from pipelines.places import guarded
 from pipelines.plan import KEY_DIGITS, Step, plan, ready
@@ -84,20 +83,6 @@ def keep(store: Store, name: str, data: bytes) -> None:
     except FileNotFoundError:
         pass
     store.write(name, data)
-
-
-def keep_verdicts(settings: Settings, store: Store) -> None:
-    """Copy the verdicts that the settings name into the run, for workers anywhere. Raises BadInput if they changed."""
-    name = settings.mine.kept_verdicts
-    if not name or store.exists(name):
-        return
-    try:
-        found = Path(settings.mine.verdicts).read_bytes()
-    except OSError as gone:
-        raise BadInput(f"{settings.mine.verdicts}: cannot be read ({gone.strerror}); run again.") from gone
-    if hashlib.sha256(found).hexdigest() != settings.mine.verdicts_sha256:
-        raise BadInput(f"{settings.mine.verdicts}: changed since it was read a moment ago; run again.")
-    store.write(name, found)
 
 
 def prepare_data(settings: Settings, data: Data, store: Store) -> None:
@@ -277,7 +262,7 @@ def execute(
     store.sweep(step.prefix)
     task = Task(stage, draft, parents, encoded)
     before = task.settings.run.epochs_before(stage.round)
-    told = Told(progress, store, watch or Watch(), stage, step.prefix, executor.gpus_of(stage), before)
+    told = Told(progress, store, watch or Watch(), stage, step.prefix, executor.gpus_of(task), before)
     told.begin(step.why, table_figures(task.settings, steps, store, stage.round) if stage.work == "fit" else {})
     began = time.monotonic()
     made = executor.execute(task, told)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
 
 from miner.artifacts.pairs import Direction
+from pipelines.kept_verdicts import FOLDER
 
 __all__ = ["ByDirection", "MineConfig", "MineOf"]
 
@@ -90,7 +91,7 @@ class MineConfig(BaseModel):
     @property
     def kept_verdicts(self) -> str:
         """Where a run keeps its copy of the verdicts, below its folder; "" without."""
-        return f"verdicts/{self.verdicts_sha256}{Path(self.verdicts).suffix}" if self.verdicts_sha256 else ""
+        return f"{FOLDER}/{self.verdicts_sha256}{Path(self.verdicts).suffix}" if self.verdicts_sha256 else ""
 
     @property
     def selective(self) -> bool:

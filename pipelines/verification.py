@@ -20,6 +20,8 @@ from miner.artifacts.sealed import unsealed
 from miner.artifacts.store import LocalStore, Store
 from pipelines.best import BEST
 from pipelines.contents import Contents, Place, look, place_of
+from pipelines.kept_verdicts import FOLDER as VERDICTS
+from pipelines.kept_verdicts import same
 from pipelines.plan import KEY_DIGITS
 from pipelines.removed import RECORD, recorded
 from pipelines.trackers import FOLDER
@@ -159,7 +161,15 @@ def _manifests(contents: Contents) -> Iterator[Finding]:
 
 
 def _own(store: Store, contents: Contents) -> Iterator[Finding]:
-    """The settings of the last run, which no manifest covers."""
+    """The settings of the last run and the verdicts it mined by, which no manifest covers."""
+    for name in contents.files:
+        try:
+            if name.startswith(f"{VERDICTS}/") and not same(name, store.read(name)):
+                yield Finding(
+                    name, "not the verdicts that were kept", f"{_AGAIN}, which copies them anew, or delete it"
+                )
+        except FileNotFoundError:
+            continue
     name = _OWN[0]
     if name in contents.files:
         try:
@@ -174,7 +184,7 @@ def _unlisted(contents: Contents) -> Iterator[Finding]:
     """One finding per folder: files that are no manifest's, none of which harms anybody."""
     groups: dict[tuple[str, bool], list[str]] = {}
     for name in contents.unlisted():
-        own = name in _OWN or name.startswith(("lease/", "verdicts/", f"{FOLDER}/"))
+        own = name in _OWN or name.startswith(("lease/", f"{VERDICTS}/", f"{FOLDER}/"))
         if not own and not any(name.startswith(f"{prefix}/") for prefix in contents.broken):
             scratch = PurePosixPath(name).name.startswith(".tmp-")
             place = place_of(name)

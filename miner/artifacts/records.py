@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from miner.artifacts.store import Store
 
-__all__ = ["FileRecord", "digest_file", "whole_copy"]
+__all__ = ["FileRecord", "digest_file", "healed_copy", "whole_copy"]
 
 _CHUNK = 1 << 22
 
@@ -32,11 +33,18 @@ class FileRecord:
 
 
 def whole_copy(store: Store, name: str, record: FileRecord) -> Path | None:
-    """A local file with the content of `name`, hashed; None when it is damaged. A bad copy of a good object is healed:
-    it is dropped, and fetched once more. Raises FileNotFoundError."""
+    """A local file with the content of `name`, hashed; None when it is damaged. Raises FileNotFoundError."""
+    return healed_copy(
+        store, name, lambda path: path.stat().st_size == record.bytes and digest_file(path) == record.sha256
+    )
+
+
+def healed_copy(store: Store, name: str, right: Callable[[Path], bool]) -> Path | None:
+    """A local file with the content of `name` if it is `right`, else None. A bad copy of a good object is dropped, and
+    fetched once more. Raises FileNotFoundError."""
     for _ in range(2):
         path = store.local(name)
-        if path.stat().st_size == record.bytes and digest_file(path) == record.sha256:
+        if right(path):
             return path
         if not store.forget(name):
             break

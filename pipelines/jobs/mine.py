@@ -27,6 +27,7 @@ from miner.artifacts.pairs import Direction, Side, sides
 from miner.artifacts.store import Store
 from pipelines.jobs import Task, artifact_at, named_rows
 from pipelines.jobs.encode import model_at
+from pipelines.kept_verdicts import kept_copy
 
 if TYPE_CHECKING:
     from miner.artifacts.candidates import Candidates
@@ -109,7 +110,7 @@ class MineJob:
         assert found is not None
         candidates = Candidates.open(found, pairs)
         kept = self.settings.kept_verdicts
-        verdicts = by_verdicts(draft.store.local(kept)) if kept else ()
+        verdicts = by_verdicts(kept_copy(draft.store, kept)) if kept else ()
         selection = Selection(
             candidates,
             pairs,

@@ -7,6 +7,7 @@ and hashing the artifact, as `pipelines verify` does, still finds it.
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,10 +28,11 @@ from miner.artifacts.place import Place
 from miner.artifacts.sealed import sealed
 from miner.artifacts.store import LocalStore
 from pipelines import log, loop
+from pipelines.kept_verdicts import keep_verdicts, kept_copy
 from pipelines.settings import Settings
 from tests.miner.artifacts import conftest as servers
 from tests.pipelines import kinds
-from tests.pipelines.builders import raw_settings
+from tests.pipelines.builders import raw_settings, write_toml, write_vectors
 from tests.pipelines.kinds import Piece
 from trainer import epochs
 
@@ -181,6 +183,18 @@ def _settings(base: Path) -> Loose:
     return Loose([base / loop.SETTINGS], lambda: loop.saved_settings(store).dump())
 
 
+def _verdicts(base: Path) -> Loose:
+    (base / "data").mkdir()
+    folder, store = write_vectors(base / "data"), LocalStore(base / "run")
+    line = {"direction": "i2t", "anchor_id": "i0001", "negative_id": "t0002", "verdict": "too_easy"}
+    (base / "judged.jsonl").write_text(json.dumps(line) + "\n")
+    raw = raw_settings(folder, mine={"verdicts": str(base / "judged.jsonl")})
+    settings = Settings.load(write_toml(base / "run.toml", raw))
+    keep_verdicts(settings, store)
+    name = settings.mine.kept_verdicts
+    return Loose([base / "run" / name], lambda: kept_copy(store, name).read_bytes())
+
+
 def _log(base: Path) -> Loose:
     store = LocalStore(base)
     for number in range(4):
@@ -197,7 +211,7 @@ def _log(base: Path) -> Loose:
 
 
 @pytest.mark.parametrize("amounts", [(150, 40), pytest.param(LOOSE, marks=pytest.mark.heavy)])
-@pytest.mark.parametrize("make", [_part, _epochs, _settings, _log])
+@pytest.mark.parametrize("make", [_part, _epochs, _settings, _verdicts, _log])
 def test_what_no_manifest_lists_is_not_used_when_damaged(
     make: Callable[[Path], Loose], amounts: Amounts, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

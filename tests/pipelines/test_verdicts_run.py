@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from click.testing import CliRunner
 
+from miner.artifacts.manifest import digest_file
 from pipelines.cli import main
 from tests.pipelines.builders import raw_settings, write_toml, write_vectors
+from tests.pipelines.test_loop import hashes
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +66,23 @@ def test_from_the_round_that_is_named_on_the_judged_are_dropped(base: Path) -> N
     assert keys(base, "002/mine-i2t") == {key, *first["002/mine-i2t"]}
     (base / "moved.jsonl").write_text((base / "moved.jsonl").read_text().replace("too_easy", "fine"))
     assert CliRunner().invoke(main, ["status", str(root)]).output.count("stale") == 0
+    before = keys(base, "002/mine-i2t")
     run(base, folder, verdicts="moved.jsonl", verdicts_from=2)
     assert len(keys(base, "002/mine-i2t")) == 3
     assert "note" not in CliRunner().invoke(main, ["verify", str(root)]).output  # the copies are the run's own
+
+    # A damaged copy is told, and never mined by: the same command writes it anew, and mines the same.
+    (kept,) = (root / "verdicts").glob(f"{digest_file(base / 'moved.jsonl')}.*")
+    (latest,) = keys(base, "002/mine-i2t") - before
+    table = root / "rounds" / "002" / "mine-i2t" / latest
+    wanted = hashes(table)
+    kept.write_text("".join(kept.read_text().splitlines(keepends=True)[1:]))
+    told = CliRunner().invoke(main, ["verify", str(root)])
+    assert (told.exit_code, told.output.count("not the verdicts that were kept")) == (4, 1)
+    shutil.rmtree(table)
+    run(base, folder, verdicts="moved.jsonl", verdicts_from=2)
+    assert hashes(table) == wanted
+    assert CliRunner().invoke(main, ["verify", str(root)]).exit_code == 0
 
 
 def test_a_file_that_is_none_is_refused_before_anything_runs(base: Path) -> None:
