@@ -165,7 +165,6 @@ class ObjectStore:
     def remove(self, name: str) -> None:
         import obstore
 
-        self._ask_guard()
         client, key = self._client(), self._key(name)
         if not key and not self.prefix:
             raise BadInput(f"{self.url}: a whole bucket is not emptied; remove what lies in it by name.")
@@ -173,11 +172,13 @@ class ObjectStore:
             try:
                 with self._spoken(name):
                     for below in obstore.list(client, key or None, chunk_size=1000):
+                        self._ask_guard()
                         obstore.delete(client, [found["path"] for found in below])
                 break
             except FileNotFoundError:  # GCS says so when somebody else was faster; look again
                 continue
         if key:
+            self._ask_guard()
             try:
                 with self._spoken(name):
                     obstore.delete(client, key)

@@ -7,9 +7,11 @@ place and may replace what a killed writer left.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -66,7 +68,7 @@ class Store(Protocol):
         ...
 
     def remove(self, name: str) -> None:
-        """Delete `name` and everything below it; nothing happens when it is absent."""
+        """Delete `name` and everything below it; nothing happens when it is absent. Raises OSError when it stays."""
         ...
 
     def sweep(self, prefix: str) -> None:
@@ -154,13 +156,26 @@ class LocalStore:
     def remove(self, name: str) -> None:
         path = self._path(name)
         if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
+            _remove_folder(path)
         else:
             path.unlink(missing_ok=True)
 
     def sweep(self, prefix: str) -> None:
         for left in self._path(prefix).glob(f"{_SCRATCH}*"):
             left.unlink(missing_ok=True)
+
+
+def _remove_folder(folder: Path) -> None:
+    """All of it but what NFS keeps of files that are open (`.nfs...`) until they are closed. Raises OSError."""
+
+    def unless_gone(_: object, __: str, error: BaseException) -> None:
+        if getattr(error, "errno", None) not in (errno.ENOENT, errno.ENOTEMPTY, errno.EBUSY):
+            raise error
+
+    if sys.version_info >= (3, 12):
+        shutil.rmtree(folder, onexc=unless_gone)
+    else:
+        shutil.rmtree(folder, onerror=lambda function, path, info: unless_gone(function, path, info[1]))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -48,7 +48,7 @@ def gc(run_dir: str, really: bool, keep_rounds: int | None, keep_embeddings: boo
     from miner.artifacts.errors import BadInput
     from miner.memory import readable
     from pipelines import garbage, loop
-    from pipelines.places import only_writer, place
+    from pipelines.places import guarded, only_writer, place
 
     if keep_embeddings and keep_rounds is None:
         raise click.UsageError("--keep-embeddings says what of older rounds stays; give --keep-rounds N as well.")
@@ -58,6 +58,7 @@ def gc(run_dir: str, really: bool, keep_rounds: int | None, keep_embeddings: boo
         raise BadInput(f"{store.url}: the training pairs are missing; run `pipelines run` again before gc.")
     if really:
         with only_writer(store) as check:
+            store = guarded(store, check)
             items = _items(store, keep_rounds, keep_embeddings)
             garbage.delete(store, items, check, lambda item: _say(item, really, as_json))
     else:

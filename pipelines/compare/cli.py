@@ -76,7 +76,8 @@ def compare(
     from pipelines.compare.comparison import DEMO
     from pipelines.compare.schedule import Outcome, Plans, run_members
     from pipelines.executors import open_executor
-    from pipelines.places import only_writer, place
+    from pipelines.interrupts import interrupted
+    from pipelines.places import guarded, only_writer, place
     from pipelines.progress import open_progress
 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -95,7 +96,8 @@ def compare(
     if plan_only:
         _show_plan(plans)
         return
-    with only_writer(store) as check:
+    with interrupted(), only_writer(store) as check:
+        store = plans.store = guarded(store, check)
         progress = open_progress()
         try:
             loop.prepare_data(comparison.base, data, store)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 import threading
 from collections.abc import Callable
@@ -113,6 +115,29 @@ class TestStore:
         assert not store.exists("a/.hidden")
         store.remove("a.json")
         assert store.names("") == ["ab"]
+
+    def test_what_a_folder_cannot_remove_is_said(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """But not what another was faster with, nor what NFS keeps while a file is open."""
+        store, unlink = LocalStore(tmp_path), os.unlink
+
+        def failing(code: int) -> None:
+            def instead(path: Any, **about: Any) -> None:
+                if str(path).endswith("stays"):
+                    raise OSError(code, os.strerror(code), path)
+                unlink(path, **about)
+
+            monkeypatch.setattr(os, "unlink", instead)
+
+        for name in ("a/stays", "a/x"):
+            store.write(name, b"x")
+        failing(errno.EPERM)
+        with pytest.raises(PermissionError):
+            store.remove("a")
+        for code in (errno.ENOENT, errno.EBUSY):
+            failing(code)
+            store.write("a/x", b"x")
+            store.remove("a")
+            assert store.names("a") == ["stays"]
 
     def test_sweep_takes_what_killed_writers_left(self, store: Store) -> None:
         left, elsewhere = _file(store, "a", b"x"), _file(store, "b", b"x")
