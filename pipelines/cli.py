@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pipelines.stop import Stop
     from pipelines.trackers import About
 
-__all__ = ["interrupted", "main"]
+__all__ = ["main"]
 
 _EXAMPLES = """
 \b
@@ -120,8 +120,9 @@ def run(run_file: Path | None, log_json: str | None, **options: Any) -> None:
     from pipelines.best import BEST, export_best
     from pipelines.evidence import stop_of
     from pipelines.executors import observers_of, open_executor
+    from pipelines.interrupts import interrupted
     from pipelines.jobs import artifact_at
-    from pipelines.places import only_writer
+    from pipelines.places import guarded, only_writer
     from pipelines.progress import open_progress
     from pipelines.report import PAGE
     from pipelines.summary import round_views
@@ -132,6 +133,7 @@ def run(run_file: Path | None, log_json: str | None, **options: Any) -> None:
     settings, store = _settings(run_file, **options)
     logs = _log_json(log_json)
     with interrupted(), only_writer(store) as check, ExitStack() as ends:
+        store = guarded(store, check)
         progress = open_progress()
         ends.callback(progress.close)
         executors = ends.enter_context(ExitStack())  # closed after the watch, which tells Ray's metrics too
@@ -235,16 +237,6 @@ def _log_json(path: str | None) -> list[tuple[str, Any]]:
     if "://" in path:
         raise click.UsageError(f"--log-json {path}: give a file of this machine, or - for stderr.")
     return [("json_lines", Config(path=path if path == "-" else str(Path(path).resolve())))]
-
-
-@contextmanager
-def interrupted() -> Iterator[None]:
-    """Say after Ctrl-C how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        click.echo("\ninterrupted: what is finished is kept, and the same command goes on from there.", err=True)
-        raise
 
 
 def _standing(steps: Sequence[Step], stop: Stop | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from miner.artifacts.errors import BadInput, Retryable
+from miner.artifacts.locations import shown
 
 __all__ = ["Cluster", "token"]
 
@@ -68,9 +69,10 @@ class Cluster:
     def open(cls, address: str) -> Cluster:
         """Raises BadInput for an address or a token that is wrong, Retryable when nobody answers."""
         parts = urllib.parse.urlsplit(address)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
             raise BadInput(
-                f"--address {address}: give the dashboard's URL, http://HOST:8265; HOST:6379 is for `pipelines run`."
+                f"--address {shown(address)}: give the dashboard's URL, http://HOST:8265; HOST:6379 is for "
+                "`pipelines run`."
             )
         found = cls(address.rstrip("/"), token())
         if found.token and parts.scheme == "http" and parts.hostname not in _LOOPBACK:

@@ -19,6 +19,7 @@ from miner.artifacts.lock import LOCK, WITHOUT_LOCKS, hold
 from miner.artifacts.probe import check_conditional_create
 from miner.artifacts.store import LocalStore, Store
 from pipelines.machine import Check
+from pipelines.mounts import mount_of
 
 __all__ = ["look_at"]
 
@@ -90,17 +91,8 @@ def _disk(root: Path) -> Check:
 
 
 def _kind(root: Path) -> Check:
-    """Which file system it is, by the deepest mount above it."""
-    try:
-        mounts = [line.split()[1:4] for line in Path("/proc/self/mounts").read_text().splitlines()]
-    except OSError:
-        return Check("file system", "ok", "unknown")
-    whole, best = root.resolve(), ("", "unknown", "")
-    for where, kind, options in mounts:
-        place = Path(where.replace("\\040", " "))
-        if (place == whole or place in whole.parents) and len(where) >= len(best[0]):
-            best = (where, kind, options)
-    return file_system(best[1], best[2].split(","))
+    kind, options = mount_of(root)
+    return file_system(kind, options) if kind else Check("file system", "ok", "unknown")
 
 
 def file_system(kind: str, options: list[str]) -> Check:

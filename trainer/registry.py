@@ -104,8 +104,15 @@ def validated(config: Any, settings: Mapping[str, Any], where: str) -> Any:
                 faults.append(f"{key} is missing; set it.")
             else:
                 said = fault["msg"].removeprefix("Value error, ").rstrip(".")
-                faults.append(f"{key} = {fault['input']!r}: {said}{'' if said.endswith('?') else '.'}")
+                given = "" if _secret(config, fault["loc"]) else f" = {fault['input']!r}"
+                faults.append(f"{key}{given}: {said}{'' if said.endswith('?') else '.'}")
         raise BadInput(f"{where}: " + " ".join(faults)) from error
+
+
+def _secret(config: Any, path: Sequence[Any]) -> bool:
+    """Whether a setting may hold what nobody else is to read: one that its `repr` leaves out."""
+    field = getattr(config, "model_fields", {}).get(path[0]) if path else None
+    return field is not None and not field.repr
 
 
 def _fields(config: Any, path: Sequence[Any]) -> list[str]:

@@ -17,7 +17,7 @@ from miner.artifacts.errors import BadInput
 from miner.artifacts.object_store import ObjectStore, Scheme
 from miner.artifacts.store import LocalStore, Store
 
-__all__ = ["open_store"]
+__all__ = ["open_store", "shown"]
 
 # By option of obstore: variables, the first that is set counts.
 _SETTINGS: dict[Scheme, dict[str, tuple[str, ...]]] = {
@@ -52,13 +52,13 @@ def open_store(location: str, *, patience: float = 60.0, cache: Path | None = No
         return LocalStore(Path(_plain(location, location)))
     if scheme == "file":
         if not rest.startswith("/"):
-            raise BadInput(f"{_shown(location)}: a file:// location names this machine's files: write file:///folder.")
+            raise BadInput(f"{shown(location)}: a file:// location names this machine's files: write file:///folder.")
         return LocalStore(Path(_plain(unquote(rest), location)))
     for kind in get_args(Scheme):
         if scheme == kind:
             return _bucket(kind, location, rest, patience, cache)
     raise BadInput(
-        f"{_shown(location)}: {scheme}:// is no place for artifacts; give a folder, file://, s3://bucket/prefix or "
+        f"{shown(location)}: {scheme}:// is no place for artifacts; give a folder, file://, s3://bucket/prefix or "
         "gs://bucket/prefix."
     )
 
@@ -66,11 +66,11 @@ def open_store(location: str, *, patience: float = 60.0, cache: Path | None = No
 def _bucket(scheme: Scheme, location: str, rest: str, patience: float, cache: Path | None) -> ObjectStore:
     if "@" in rest.partition("/")[0]:
         raise BadInput(
-            f"{_shown(location)}: credentials do not belong into a location; set them in the environment "
+            f"{shown(location)}: credentials do not belong into a location; set them in the environment "
             f"({'AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY' if scheme == 's3' else 'GOOGLE_APPLICATION_CREDENTIALS'})."
         )
     if any(character in rest for character in "?#\\\0\r\n"):
-        raise BadInput(f"{_shown(location)}: no place for artifacts; write {scheme}://bucket/prefix, without ? or #.")
+        raise BadInput(f"{shown(location)}: no place for artifacts; write {scheme}://bucket/prefix, without ? or #.")
     if importlib.util.find_spec("obstore") is None:
         raise BadInput(f"{location}: object stores need one package more: pip install 'quintain[cloud]'.")
     bucket, _, prefix = rest.partition("/")
@@ -111,7 +111,7 @@ def _plain(path: str, location: str) -> str:
     return path
 
 
-def _shown(location: str) -> str:
-    """Without what may be a password or a signature."""
-    scheme, _, rest = location.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0].partition('#')[0]}"
+def shown(location: str) -> str:
+    """The location without what may be a password or a signature."""
+    scheme, separator, rest = location.partition("://")
+    return location if not separator else f"{scheme}://{rest.rpartition('@')[2].partition('?')[0].partition('#')[0]}"

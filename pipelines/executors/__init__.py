@@ -11,7 +11,6 @@ from miner.artifacts.manifest import Artifact
 from pipelines.jobs import Task
 from pipelines.progress import Progress
 from pipelines.resources import ExecutorConfig
-from pipelines.stages import Stage
 from pipelines.trackers import Observer
 
 __all__ = ["Executor", "observers_of", "open_executor"]
@@ -28,8 +27,8 @@ class Executor(Protocol):
         """How many stages of one run may be executed at once, training and refresh, from as many threads."""
         ...
 
-    def gpus_of(self, stage: Stage) -> int:
-        """How many GPUs work on a stage at once; 1 where there is none, for the machine itself."""
+    def gpus_of(self, task: Task) -> int:
+        """How many GPUs work on it at once; 1 where there is none, for the machine itself."""
         ...
 
     def execute(self, task: Task, progress: Progress) -> Artifact:

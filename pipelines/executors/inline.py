@@ -6,7 +6,6 @@ from miner.artifacts.manifest import Artifact
 from pipelines.jobs import Task, job_of
 from pipelines.jobs.fit import FitJob
 from pipelines.progress import Progress
-from pipelines.stages import Stage
 
 __all__ = ["InlineExecutor"]
 
@@ -14,7 +13,7 @@ __all__ = ["InlineExecutor"]
 class InlineExecutor:
     parallel = branches = 1
 
-    def gpus_of(self, stage: Stage) -> int:
+    def gpus_of(self, task: Task) -> int:
         return 1
 
     def execute(self, task: Task, progress: Progress) -> Artifact:

@@ -9,6 +9,7 @@ is started here inherits this process's.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import time
@@ -23,9 +24,10 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from miner.artifacts.errors import QuintainError, Retryable
 from miner.artifacts.manifest import Artifact, FileRecord
 from miner.artifacts.object_errors import StoreUnreachable
-from pipelines.executors.ray_actor import Room, Shape, hide_gpus, run_name, title, unless_given_up
+from pipelines.executors.ray_actor import Room, Shape, hide_gpus, nodes_up, run_name, title, unless_given_up
 from pipelines.executors.ray_fit import Fits
 from pipelines.executors.ray_pool import Pool
+from pipelines.interrupts import handlers_kept
 from pipelines.jobs import Task, artifact_at, job_of
 from pipelines.jobs.fit import FitJob
 from pipelines.progress import Progress
@@ -59,17 +61,18 @@ class RayExecutor:
         if config.address:
             _find_head(config.address)
         try:
-            if config.address:
-                ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR)
-                self.workers = max(int(_resource("CPU")), 1)
-            else:
-                ray.init(
-                    address="local",
-                    num_cpus=self.workers,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                )
+            with handlers_kept():
+                if config.address:
+                    ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR)
+                    self.workers = max(int(_resource("CPU")), 1)
+                else:
+                    ray.init(
+                        address="local",
+                        num_cpus=self.workers,
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                    )
         except (RayError, ConnectionError, RuntimeError, ValueError) as failed:
             where = config.address or "this machine"
             raise Retryable(f"no Ray cluster at {where}: {_first_line(failed)}") from failed
@@ -80,11 +83,14 @@ class RayExecutor:
         self._fits = Fits()
         self._given_up = Event()
 
-    def gpus_of(self, stage: Stage) -> int:
-        asked: ActorConfig = getattr(self.config, stage.work, ActorConfig())
-        if stage.unit != "shard" or asked.gpus == 0 or not (asked.gpus or self._gpu(stage)):
+    def gpus_of(self, task: Task) -> int:
+        if task.stage.work == "fit":
+            return task.settings.processes if self._of_fit(task).gpus else 1
+        if task.stage.unit != "shard":
             return 1
-        return min(max(int(_resource("GPU")), 1), stage.parts)
+        actor = self._of_actor(task.stage)
+        at_once = min(task.stage.parts, self._limit or task.stage.parts, actor.room(nodes_up()))
+        return max(1, math.ceil(actor.gpus * at_once))
 
     def execute(self, task: Task, progress: Progress) -> Artifact:
         for again in reversed(range(_OUTAGES)):
@@ -159,17 +165,24 @@ class RayExecutor:
 
     def _pool_for(self, task: Task) -> Pool:
         """The actors there are, if they take what this work asks for; else new ones."""
-        asked: ActorConfig = getattr(self.config, task.stage.work, ActorConfig())
-        gpus = float(self._gpu(task.stage)) if asked.gpus is None else asked.gpus
-        shape, beside = Shape(asked.cpus, gpus), self._beside(task)
+        shape, beside = self._of_actor(task.stage), self._beside(task)
         if self._pool is None or (self._pool.shape, self._pool.beside) != (shape, beside):
             self.rest()
             joined = bool(self.config.address)
-            limit = self.config.workers if joined else self.workers
             self._pool = Pool(
-                run_name(task), shape, limit, self.config.patience, self._given_up, joined=joined, beside=beside
+                run_name(task), shape, self._limit, self.config.patience, self._given_up, joined=joined, beside=beside
             )
         return self._pool
+
+    @property
+    def _limit(self) -> int:
+        """How many actors are at work at once; 0 for as many as there is room for."""
+        return self.config.workers if self.config.address else self.workers
+
+    def _of_actor(self, stage: Stage) -> Shape:
+        """What an actor takes of a node for this work."""
+        asked: ActorConfig = getattr(self.config, stage.work, ActorConfig())
+        return Shape(asked.cpus, float(self._gpu(stage)) if asked.gpus is None else asked.gpus)
 
     def _beside(self, task: Task) -> Shape | None:
         """What the training that goes on beside this work takes of a node."""

@@ -7,6 +7,7 @@ the number of workers, and each is on disk before it counts.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol, cast
@@ -14,11 +15,14 @@ from typing import Any, Protocol, cast
 from miner.artifacts.errors import BadInput, Retryable
 from miner.artifacts.manifest import Artifact, Draft, FileRecord, canonical_json, find_artifact
 from miner.artifacts.pairs import Pairs
-from miner.artifacts.store import Store
+from miner.artifacts.store import LocalStore, Store
+from pipelines.mounts import of_several_hosts
 from pipelines.settings import Settings
 from pipelines.stages import Stage
 
 __all__ = ["Job", "Sharded", "Task", "artifact_at", "job_of", "named_rows", "settings_json"]
+
+_UNSEEN_SECONDS, _LOOK_SECONDS = 90.0, 0.5
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,15 @@ def named_rows(what: str, rows: tuple[int, int], ends: tuple[str, str]) -> str:
 
 
 def artifact_at(store: Store, prefix: str) -> Artifact:
-    """The artifact committed at `prefix`. Raises Retryable if it went away, or is not seen from this host yet."""
+    """The artifact committed at `prefix`. Where another host may have made it, it is looked for again for a while: who
+    looked before it was there may be told so for a minute more (nfs(5), acdirmax). Raises Retryable if it went away, or
+    is not seen from this host yet."""
     found = find_artifact(store, prefix)
+    if found is None and isinstance(store, LocalStore) and of_several_hosts(store.root):
+        end = time.monotonic() + _UNSEEN_SECONDS
+        while found is None and time.monotonic() < end:
+            time.sleep(_LOOK_SECONDS)
+            found = find_artifact(store, prefix)
     if found is None:
         raise Retryable(f"{store.url}/{prefix}: gone, or not seen from here yet; run the same command again.")
     return found

@@ -17,6 +17,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal, Protocol, cast
 
 from miner.artifacts.errors import BadInput
+from miner.artifacts.locations import shown
 from pipelines.schedules._expression import Expression
 from pipelines.schedules._words import bad_path, dns_name
 
@@ -96,5 +97,5 @@ def job_of(place: str, *, name: str, at: str, run_file: str, run_dir: str) -> Jo
         if wrong:
             where = " as the image sees it" if place == "container" else ""
             bucket = " or s3://BUCKET/PREFIX, gs://BUCKET/PREFIX" if what == "--run-dir" else ""
-            raise BadInput(f"{what} {path!r} {wrong}; give an absolute path{where}{bucket}.")
+            raise BadInput(f"{what} {shown(path)!r} {wrong}; give an absolute path{where}{bucket}.")
     return Job(dns_name("--name", name, most=36), Expression.parse(at), run_file, run_dir)

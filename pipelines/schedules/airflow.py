@@ -42,7 +42,11 @@ import subprocess
 from datetime import datetime, timedelta, timezone
 
 from airflow.sdk import dag, task
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+try:
+    from airflow.sdk.exceptions import AirflowException, AirflowFailException
+except ImportError:  # Airflow 3.0 and 3.1
+    from airflow.exceptions import AirflowException, AirflowFailException
 
 # A list of arguments: no shell and no template ever reads it.
 COMMAND = [

@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from miner.artifacts.errors import BadInput
 from trainer import registry
 
 __all__ = ["FOLDER", "About", "Event", "Kind", "Observer", "TrackerFailed", "WatchConfig"]
@@ -41,13 +42,16 @@ class WatchConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    trackers: tuple[str, ...] | None = None
+    trackers: tuple[str, ...] | None = Field(default=None, repr=False)
 
     @field_validator("trackers")
     @classmethod
     def _known(cls, trackers: tuple[str, ...] | None) -> tuple[str, ...] | None:
         for tracker in trackers or ():
-            name, settings = registry.spoken(tracker)
+            try:
+                name, settings = registry.spoken(tracker)
+            except BadInput:  # whose text would quote what may be a secret
+                raise ValueError(f"settings of {tracker.partition(':')[0]!r} are KEY=VALUE,KEY=VALUE") from None
             registry.configure("pipelines.trackers", name, settings)
         return trackers
 

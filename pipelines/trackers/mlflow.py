@@ -11,7 +11,7 @@ import os
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pipelines.trackers import About, Event, TrackerFailed
 from pipelines.trackers._scalars import scalars
@@ -26,13 +26,14 @@ _TAG = "quintain.run"
 class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    uri: str = ""
+    uri: str = Field(default="", repr=False)
     experiment: str = "quintain"
 
     @field_validator("uri")
     @classmethod
     def _no_secret(cls, uri: str) -> str:
-        if urlsplit(uri).username:
+        address = urlsplit(uri)
+        if address.username or address.password or address.query:
             raise ValueError("it holds credentials; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead")
         return uri
 

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from miner import memory
 from miner.artifacts.object_store import ObjectStore
 from miner.artifacts.store import LocalStore
-from pipelines import machine, storage
+from pipelines import machine, mounts, storage
 from pipelines.cli import main
 from pipelines.machine import Check
 from tests.miner.artifacts import conftest as servers
@@ -233,11 +233,9 @@ def test_limits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_file_systems_and_encodings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    class Mounts(type(tmp_path)):  # type: ignore[misc]  # the class of a path is one of two, by system
-        def read_text(self, *_: Any, **__: Any) -> str:
-            return f"a / overlay rw 0 0\nb {tmp_path}/run nfs4 rw 0 0\nc {tmp_path}/run/fast tmpfs rw 0 0\n"
-
-    monkeypatch.setattr(storage, "Path", Mounts)
+    listed = f"a / overlay rw 0 0\nb {tmp_path}/run nfs4 rw 0 0\nc {tmp_path}/run/fast tmpfs rw 0 0\n"
+    (tmp_path / "mounts").write_text(listed)
+    monkeypatch.setattr(mounts, "MOUNTS", tmp_path / "mounts")
     found = {place: storage._kind(tmp_path / place) for place in ("", "run", "run/fast", "runs")}
     assert [found[place].state for place in found] == ["warning", "ok", "warning", "warning"]
     assert found["run"].found == "nfs4"

@@ -7,6 +7,7 @@ import io
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -15,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from miner.artifacts.errors import Retryable
 from miner.artifacts.pace import Pace
 from pipelines import progress
-from pipelines.cli import interrupted
+from pipelines.interrupts import handlers_kept, interrupted
 
 ROOT = Path(__file__).parents[2]
 # Rates of a part a second or faster, for what is drawn in between hangs on the clock.
@@ -113,6 +115,24 @@ def test_ctrl_c_ends_with_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(KeyboardInterrupt), interrupted():
         raise KeyboardInterrupt
     assert "interrupted: what is finished is kept, and the same command goes on from there." in capsys.readouterr().err
+
+
+def test_sigterm_is_told_as_the_end_it_is_and_comes_once() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def work() -> None:
+        with interrupted():
+            with handlers_kept():  # which Ray sets while it starts
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            finally:
+                signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Retryable, match="stopped by SIGTERM: what is finished is kept") as stopped:
+        work()
+    assert stopped.value.exit_code == 75
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_epochs_that_were_done_before_say_nothing_of_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from miner.artifacts.store import LocalStore
+from pipelines import log
 from pipelines.cli import main
 from pipelines.settings import Settings
 from tests.pipelines import trapped
@@ -141,7 +143,7 @@ def test_poison_is_left_out_and_named_then_the_rest_is_done_on_a_gpu(bench: Benc
 
     # Started again beside a node with a GPU: it is for the encoder. faiss there sees none, there being none,
     # so that miners take what CPUs there are.
-    with_gpu, raylet = bench.nodes.add(cpus=1, gpus=1)
+    with_gpu, raylet = bench.nodes.add(cpus=1, gpus=2)
     before = bench.nodes.actors("poisoned/")
     kept = {path: path.stat().st_mtime_ns for path in root.glob("rounds/001/encode-image/*/part-*.npy")}
     process = bench.nodes.run(bench.run_file, root)
@@ -152,6 +154,9 @@ def test_poison_is_left_out_and_named_then_the_rest_is_done_on_a_gpu(bench: Benc
     kill(raylet)
     assert {actor.node for actor in made if "/1 CPU and 1 GPU/" in actor.name} == {with_gpu}
     assert {actor.node for actor in made if "/1 CPU/" in actor.name} - {with_gpu}
+    # Of its two GPUs one was at work, for one CPU holds one encoder.
+    gpus = {line["stage"]: line["gpus"] for line in log.lines(LocalStore(root)) if line["event"] == "done"}
+    assert {gpus[name] for name in ("r1/encode-image", "r1/encode-text", "r1/mine-i2t", "r1/fit")} == {1}
 
 
 def test_a_training_that_loses_who_started_it_is_told_and_goes_on(bench: Bench) -> None:
@@ -186,6 +191,23 @@ def test_an_error_in_a_training_is_told_as_it_was_and_at_once(bench: Bench) -> N
     assert bench.nodes.run(bench.run_file, root).wait(DEADLINE) == 0, said(root)
     assert committed(root) == bench.wanted
     assert not list(root.glob(".ray-train/*"))
+
+
+def test_a_scheduler_that_ends_the_command_is_told_to_try_again(bench: Bench) -> None:
+    """SIGTERM, while actors are at work and while a training is; and the cluster keeps none of them."""
+    root = bench.without("stopped", "encode-image", "fit")
+    for work in ("encode-image", "fit"):
+        process = bench.nodes.run(bench.run_file, root)
+        try:
+            wait_until(lambda last=f"r1/{work}: not made yet\n": said(root).endswith(last), process, root)
+            process.terminate()
+            assert process.wait(DEADLINE) == 75, said(root)
+        finally:
+            kill(process.pid)
+        assert said(root).splitlines()[-1].startswith("error: stopped by SIGTERM: what is finished is kept")
+        assert not any(word in said(root) for word in ("***", "Traceback"))
+    assert bench.nodes.run(bench.run_file, root).wait(DEADLINE) == 0, said(root)
+    assert committed(root) == bench.wanted
 
 
 def test_a_training_whose_nodes_stay_away_is_given_up(bench: Bench) -> None:

@@ -233,8 +233,16 @@ def test_the_batch_script_wants_a_token(stubs: Stubs, tmp_path: Path) -> None:
     assert not stubs.called("srun")
 
 
-@pytest.fixture
-def airflow(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+# Where each has its errors: 3.2 and later all in the SDK, 3.1 but one of them, 3.0 none (and no such module).
+AIRFLOWS: dict[str, tuple[str, ...] | None] = {
+    "3.2": ("AirflowException", "AirflowFailException"),
+    "3.1": ("AirflowException",),
+    "3.0": None,
+}
+
+
+@pytest.fixture(params=AIRFLOWS)
+def airflow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Airflow as far as a DAG of one task sees it: decorators that keep what they are told."""
     seen: dict[str, Any] = {}
 
@@ -252,12 +260,15 @@ def airflow(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return keep
 
     sdk, exceptions = types.ModuleType("airflow.sdk"), types.ModuleType("airflow.sdk.exceptions")
+    older = types.ModuleType("airflow.exceptions")
     vars(sdk).update(dag=dag, task=task)
     error = type("AirflowException", (Exception,), {})
     failed = type("AirflowFailException", (error,), {})
-    vars(exceptions).update(AirflowException=error, AirflowFailException=failed)
-    for module in (types.ModuleType("airflow"), sdk, exceptions):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
+    errors, own = {"AirflowException": error, "AirflowFailException": failed}, AIRFLOWS[request.param]
+    vars(exceptions).update({name: errors[name] for name in own or ()})
+    vars(older).update(errors)
+    for module in (types.ModuleType("airflow"), sdk, exceptions, older):
+        monkeypatch.setitem(sys.modules, module.__name__, module if module is not exceptions or own else None)
     return seen
 
 

@@ -165,13 +165,17 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
         ("prometheus:file=x.prom", "'file' is not a setting"),
         ("prometheus:path=x.txt", "path"),
         ("mlflow:uri=http://me:secret@host", "holds credentials"),
-        ("webhook:url=http://x", "'url' is not a setting"),
+        ("mlflow:uri=http://:secret@host", "holds credentials"),
+        ("mlflow:uri=http://host/?token=secret", "holds credentials"),
+        ("webhook:url=http://x/secret", "'url' is not a setting"),
+        ("webhook:http://x/secret", "settings of 'webhook' are KEY=VALUE"),
         ("_watch", "not one of the trackers"),
     ],
 )
 def test_a_wrong_tracker_is_refused(folder: Path, tracker: str, words: str) -> None:
-    with pytest.raises(BadInput, match=words):
+    with pytest.raises(BadInput, match=words) as refused:
         Settings.parse(raw_settings(folder, watch={"trackers": [tracker]}), "t")
+    assert "secret" not in str(refused.value)
 
 
 def test_every_tracker_keeps_the_contract() -> None:
