@@ -68,6 +68,16 @@ class Preprocessing(BaseModel):
             std=processor.image_std,
         )
 
+    @property
+    def squeezes(self) -> bool:
+        """Whether a picture of any shape becomes one of `size`."""
+        return self.shortest_edge is None
+
+    @property
+    def wanted(self) -> int:
+        """The shorter side of a picture that is neither enlarged nor made from more pixels than it needs."""
+        return self.shortest_edge or max(self.size)
+
     def resized(self, side: int) -> Preprocessing:
         """The same for pictures of `side` pixels, squeezed to a square if need be."""
         return self.model_copy(update={"size": (side, side), "shortest_edge": None})

@@ -105,7 +105,7 @@ def test_a_model_that_was_asked_for_gets_settings_of_its_own(tmp_path, monkeypat
 
 def test_a_pretrained_model_is_adapted_and_not_trained_anew(tmp_path, monkeypatch):
     pytest.importorskip("transformers", reason="the extra 'pretrained' is not installed")
-    from tests.trainer.pretrained_models import SIDE, clip
+    from tests.trainer.pretrained_models import SIDE, clip, siglip
 
     monkeypatch.chdir(tmp_path)
     Path("data").mkdir()
@@ -117,6 +117,10 @@ def test_a_pretrained_model_is_adapted_and_not_trained_anew(tmp_path, monkeypatc
     assert written["model"] == {"name": "clip", "path": "models/tiny", "tuning": "lora"}
     assert written["fit"]["lr"] <= 1e-4
     assert (written["data"]["image_size"], written["run"]["first_epochs"]) == (SIDE, 1)
+    assert "image_mode" not in written["data"]
+    siglip(Path("models/squeezed"))
+    assert run("init", "data", "--model", "clip:path=models/squeezed", "--out", "squeezed.toml").exit_code == 0
+    assert tomllib.loads(Path("squeezed.toml").read_text())["data"]["image_mode"] == "squeeze"
     asked = run("init", "data", "--model", "clip:path=models/tiny,tuning=full", "--out", "runs/second.toml")
     assert asked.exit_code == 0, asked.output
     model = tomllib.loads(Path("runs/second.toml").read_text())["model"]

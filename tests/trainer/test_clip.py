@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -13,15 +14,17 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 from torch.nn.functional import normalize, pad
 
 from miner.artifacts.errors import BadInput
 from miner.artifacts.manifest import Draft
 from miner.artifacts.store import LocalStore
 from tests.trainer import pretrained_models
-from tests.trainer.pretrained_models import CAPTIONS, pictures
+from tests.trainer.pretrained_models import CAPTIONS, SIDE, pictures
 from trainer import losses, models
 from trainer.checkpoint import CHECKPOINT, Checkpoint
+from trainer.data._decode import decode_all
 from trainer.encode import encode_rows
 from trainer.training import FitConfig, fit
 
@@ -71,6 +74,31 @@ def test_the_features_are_the_librarys_own(folders: dict[str, Path], name: str) 
             torch.testing.assert_close(text, alone)
     assert (found.dtype, texts.dtype, found.shape[1], texts.shape[1]) == (*(torch.float32,) * 2, model.dim, model.dim)
     assert (texts @ texts.T).fill_diagonal_(0).max() < 0.9999  # captions differ
+
+
+@pytest.mark.parametrize(("name", "mode", "other"), [("clip", "crop", "squeeze"), ("siglip", "squeeze", "crop")])
+def test_photos_that_are_no_squares_are_seen_as_the_library_sees_them(
+    folders: dict[str, Path], name: str, mode: str, other: str
+) -> None:
+    """CLIP cuts the middle out of them, SigLIP makes squares of them; from the file on."""
+    config = configured(folders[name])
+    assert config.pixels.squeezes == (mode == "squeeze")
+    photos = [Image.fromarray(photo) for photo in pictures(6, 40, 100)]
+    stored = []
+    for photo in photos:
+        photo.save(file := io.BytesIO(), "PNG")
+        stored.append(file.getvalue())
+    theirs = transformers.AutoModel.from_pretrained(folders[name]).eval()
+    prepared = transformers.AutoImageProcessor.from_pretrained(folders[name])(photos, return_tensors="pt")
+    with torch.no_grad():
+        wanted = normalize(theirs.get_image_features(**prepared).pooler_output)
+        found = {
+            each: fresh(config).encode_images(torch.from_numpy(decode_all(stored, SIDE, each, 10**6).pixels))
+            for each in (mode, other)
+        }
+    alike = {each: (vectors * wanted).sum(1) for each, vectors in found.items()}
+    assert alike[mode].min() > 0.999
+    assert alike[other].min() < 0.99
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip"])

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from miner.artifacts.pairs import Pairs
-from tests.trainer.pretrained_models import clip, pictures
+from tests.trainer.pretrained_models import clip, pictures, siglip
 from trainer import data
 from trainer.cli import main
 
@@ -224,3 +224,25 @@ def test_vectors_are_no_pictures(toys: SimpleNamespace, tmp_path: Path) -> None:
     found = run("encode", "--data", folder, "--backbone", "efficientnet-lite0", "--out", tmp_path / "out", code=3)
     assert "vectors already" in found.output
     assert not (tmp_path / "out").exists()
+
+
+def test_photos_are_read_as_the_model_was_trained(photos: Path, tmp_path: Path) -> None:
+    """Of its size, and squeezed if it was: by fit, and by what uses the checkpoint; unless --data says otherwise."""
+    siglip(tmp_path / "siglip")
+    base, wanted = (
+        f"folder:folder={photos},decode_workers=0",
+        "image_size=16, image_mode=squeeze, which the model wants",
+    )
+    model = ["--model", f"clip:path={tmp_path / 'siglip'}", "--epochs", 1, "--batch-size", 8, "--threads", 1]
+    assert wanted in run("fit", "--data", base, *model, "--out", tmp_path / "own").stderr
+    said = run("fit", "--data", f"{base},image_size=24,image_mode=crop", *model, "--out", tmp_path / "said")
+    assert "note: pictures" not in said.stderr
+    for name, note in (("own", wanted), ("said", "image_size=24, image_mode=squeeze")):
+        found = run("evaluate", "--data", base, "--checkpoint", tmp_path / name, "--json")
+        assert note in found.stderr
+    vectors = run(
+        "encode", "--data", base, "--checkpoint", tmp_path / "own", "--split", "test", "--out", tmp_path / "v"
+    )
+    assert wanted in vectors.stderr
+    features = run("encode", "--data", base, "--backbone", tmp_path / "siglip", "--out", tmp_path / "features")
+    assert "image_size=16, image_mode=squeeze, which the backbone wants" in features.stderr

@@ -197,6 +197,9 @@ def test_names_that_leave_the_folder_are_refused(name: str, tmp_path: Path) -> N
     with pytest.raises(BadInput, match="refused"):
         inside(tmp_path, name)
     assert inside(tmp_path, "a/b..c.jpg") == tmp_path / "a" / "b..c.jpg"
+    assert inside(tmp_path, str(tmp_path / "a" / "b.jpg")) == tmp_path / "a" / "b.jpg"
+    with pytest.raises(BadInput, match="refused"):
+        inside(tmp_path, f"{tmp_path}x/b.jpg")
 
 
 def folder_of(tmp_path: Path, count: int, broken: tuple[int, ...] = (), missing: tuple[int, ...] = ()) -> Places:

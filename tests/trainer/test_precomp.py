@@ -110,6 +110,12 @@ def test_a_text_id_on_several_lines_is_one_caption_of_several_images(tmp_path: P
         load(tmp_path, "dev")
 
 
+def test_a_line_ends_where_the_published_readers_end_it(tmp_path: Path) -> None:
+    write(tmp_path, ROWS[:2], 2)
+    (tmp_path / "train_caps.txt").write_bytes("a dog\rruns\x85\u2028fast\r\na cat\r\n".encode())
+    assert load(tmp_path).pairs.texts == ("a dog\rruns\x85\u2028fast", "a cat")
+
+
 @pytest.mark.parametrize(("blank", "sentence"), [(1, "the last line is empty"), (3, "the last 3 lines are empty")])
 def test_empty_lines_at_the_end_are_said(tmp_path: Path, blank: int, sentence: str) -> None:
     write(tmp_path, ROWS[:5], 10)

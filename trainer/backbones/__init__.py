@@ -42,13 +42,13 @@ class Features:
 
 
 class Backbone(nn.Module):
-    """A network in eval mode, with the preprocessing it wants."""
+    """A network in eval mode, with the preprocessing it wants; `squeezes` where that makes a square of any picture."""
 
-    def __init__(self, network: nn.Module, pixels: Preprocessing, name: str) -> None:
+    def __init__(self, network: nn.Module, pixels: Preprocessing, name: str, squeezes: bool = False) -> None:
         super().__init__()
         # Channels last: convolutions take half the time on a CPU, and no more elsewhere.
         self.network = network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.pixels, self.name = pixels, name
+        self.pixels, self.name, self.squeezes = pixels, name, squeezes
 
     def forward(self, images: Tensor) -> Features:
         """Pictures (B, H, W, 3) uint8 -> features, float32. Raises BadInput when the network gives something else."""
@@ -87,7 +87,7 @@ def open_backbone(name: str, image_shape: tuple[int, ...], image_size: int | Non
             f"a backbone takes pictures of shape (height, width, 3), but these images are {image_shape}: vectors "
             "already. Train on them, or give the data set of the pictures they were made from."
         )
-    own = name.replace("-", "_")
+    own, squeezes = name.replace("-", "_"), False
     if own in registry.names(__name__):
         network, pixels = registry.module(__name__, own).build()
     elif ":" in name:
@@ -95,6 +95,7 @@ def open_backbone(name: str, image_shape: tuple[int, ...], image_size: int | Non
     else:
         try:
             network, pixels = _transformers.build(name)
+            squeezes = pixels.squeezes
         except BadInput as wrong:
             nearest = difflib.get_close_matches(own, registry.names(__name__), 1)
             if not nearest or Path(name).exists():
@@ -102,7 +103,7 @@ def open_backbone(name: str, image_shape: tuple[int, ...], image_size: int | Non
             raise BadInput(f"{wrong} Did you mean {nearest[0].replace('_', '-')!r}?") from wrong
     if image_size is not None:
         pixels = pixels.resized(image_size)
-    backbone = Backbone(network, pixels, name)
+    backbone = Backbone(network, pixels, name, squeezes)
     _probe(backbone, image_shape)
     return backbone
 

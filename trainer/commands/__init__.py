@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BACKBONES", "DATA", "FOLD", "FOLDER", "FORMATS", "JUDGEMENTS", "LOSSES", "MODELS", "SPLIT", "check_fits",
     "data_config", "draft_at", "loss_of", "model_of", "open_checkpoint", "open_dataset", "open_split", "say_once",
-    "sections_of", "was_given",
+    "sections_of", "suited", "was_given",
 ]  # fmt: skip
 
 _HERE = Path(__file__).parents[1]
@@ -62,9 +62,36 @@ def data_config(data: str, fold: int) -> Any:
     return config.model_copy(update={"fold": fold})
 
 
-def open_dataset(data: str, fold: int, split: Any) -> Dataset:
-    """One split of what --data names. What a person should know about it goes to stderr. Raises BadInput."""
-    return open_split(data_config(data, fold), split)
+def open_dataset(
+    data: str, fold: int, split: Any, *, model: Any = None, checkpoint: Checkpoint | None = None
+) -> Dataset:
+    """One split of what --data names, with pictures as a `model` (its `Config`) wants them, or as a checkpoint was
+    trained on. What a person should know about it goes to stderr. Raises BadInput."""
+    config = data_config(data, fold)
+    pixels = getattr(model if checkpoint is None else checkpoint.model_config, "pixels", None)
+    if pixels is not None:
+        side = pixels.wanted if checkpoint is None else min(checkpoint.image_shape[:2])
+        config = suited(config, side, pixels.squeezes, "the model")
+    return open_split(config, split)
+
+
+def suited(config: Any, wanted: int, squeezes: bool, who: str) -> Any:
+    """The settings of the data with the size of pictures that a network wants, and squeezed where it was trained so,
+    unless somebody chose otherwise: a picture would be enlarged again, or lose its sides."""
+    from trainer.data import name_of
+    from trainer.registry import validated
+
+    asked = {"image_size": wanted, **({"image_mode": "squeeze"} if squeezes else {})}
+    changed = {
+        key: value
+        for key, value in asked.items()
+        if key in type(config).model_fields and key not in config.model_fields_set and getattr(config, key) != value
+    }
+    if not changed:
+        return config
+    said = ", ".join(f"{key}={value}" for key, value in changed.items())
+    say_once(f"note: pictures are read with {said}, which {who} wants")
+    return validated(type(config), {**config.model_dump(), **changed}, f"data {name_of(config)}")
 
 
 def open_split(config: Any, split: Any) -> Dataset:
@@ -106,7 +133,8 @@ def open_checkpoint(place: Place, data: str, fold: int, split: Any) -> tuple[Art
     from trainer.checkpoint import CHECKPOINT, Checkpoint
 
     artifact = open_artifact(place, CHECKPOINT)
-    found, dataset = Checkpoint.open(artifact), open_dataset(data, fold, split)
+    found = Checkpoint.open(artifact)
+    dataset = open_dataset(data, fold, split, checkpoint=found)
     check_fits(found, dataset)
     return artifact, found, dataset
 

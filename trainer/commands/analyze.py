@@ -87,6 +87,7 @@ def analyze(
     from trainer import losses, registry
     from trainer.analyze import Threshold, thresholds_for
     from trainer.analyze import analyze as count
+    from trainer.checkpoint import Checkpoint
     from trainer.encode import default_device
 
     if bool(checkpoints) == (run_place is not None):
@@ -102,7 +103,7 @@ def analyze(
         raise click.UsageError(
             "--negatives: no --loss given here uses offline negatives; add one (aoq, or offline=...), or leave it out."
         )
-    dataset = open_dataset(data, fold, split)
+    dataset = open_dataset(data, fold, split, checkpoint=Checkpoint.load(checkpoints[0]) if checkpoints else None)
     rounds = _rounds(dataset, checkpoints, tables, run_place)
     sweep = [Threshold(value) for value in sorted(set(thresholds))] or thresholds_for(batch_size)
     rows = []

@@ -20,6 +20,7 @@ from trainer.commands import (
     open_checkpoint,
     open_split,
     say_once,
+    suited,
     was_given,
 )
 from trainer.commands._progress import Progress
@@ -170,9 +171,10 @@ def _features(
     of_data = data_config(data, fold)
     datasets = _splits(of_data, split)
     backbone = open_backbone(name, datasets[0].image_shape, image_size).to(default_device())
-    of_data = _enlarged(of_data, datasets, backbone.pixels.shortest_edge or max(backbone.pixels.size))
-    if of_data is not None:
-        datasets = _splits(of_data, split)
+    better = suited(of_data, backbone.pixels.wanted, backbone.squeezes, "the backbone")
+    if better != of_data:
+        datasets = _splits(better, split)
+    _say_enlarged(better, datasets, backbone.pixels.wanted)
     click.get_current_context().with_resource(hold(out))
     progress = Progress()
     extract(datasets, backbone, config, LocalStore(out), progress)
@@ -200,20 +202,9 @@ def _splits(config: Any, split: str | None) -> list[Any]:
     return found
 
 
-def _enlarged(config: Any, datasets: list[Any], wanted: int) -> Any:
-    """The settings of the data with the side that the backbone wants, unless somebody chose one; None: as they are.
-
-    A picture that the data format has made smaller than the backbone wants it would be enlarged again.
-    """
-    from trainer.data import name_of
-    from trainer.registry import validated
-
+def _say_enlarged(config: Any, datasets: list[Any], wanted: int) -> None:
     given = min(datasets[0].image_shape[:2])
-    has_setting = "image_size" in type(config).model_fields
-    if has_setting and "image_size" not in config.model_fields_set and given != wanted:
-        click.echo(f"note: pictures are read with image_size={wanted}, which the backbone wants", err=True)
-        return validated(type(config), {**config.model_dump(), "image_size": wanted}, f"data {name_of(config)}")
     if given < wanted:
+        has_setting = "image_size" in type(config).model_fields
         advice = f": set image_size={wanted} in --data" if has_setting else "; they are enlarged"
         click.echo(f"warning: the data gives {given} pixels, the backbone wants {wanted}{advice}", err=True)
-    return None

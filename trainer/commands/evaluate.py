@@ -130,10 +130,10 @@ def evaluate(
     artifacts = [open_artifact(place, CHECKPOINT) for place in checkpoints]
     if len({artifact.manifest.fingerprint for artifact in artifacts}) < len(artifacts):
         raise BadInput("--checkpoint: the same model twice; an ensemble of it is the model itself: give each one once.")
-    dataset = open_dataset(data, fold, split)
+    opened = [Checkpoint.open(artifact) for artifact in artifacts]
+    dataset = open_dataset(data, fold, split, checkpoint=opened[0])
     pairs = dataset.pairs
     # Whatever is wrong with what was asked is said before anything is encoded.
-    opened = [Checkpoint.open(artifact) for artifact in artifacts]
     for checkpoint in opened:
         check_fits(checkpoint, dataset)
     size = fold_images if protocol == "folds" else None

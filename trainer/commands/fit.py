@@ -116,7 +116,7 @@ def fit(
 
     
     Models, each with its settings in trainer/models/NAME.py:
-        vsepp, vsrn, vse_inf (text=bert), scan, bfan: precomputed vectors or regions;
+        vsepp, vsrn, vse_inf (also text=bert,bert={path="FOLDER"}), scan, bfan: precomputed vectors or regions;
         clip: pictures, any dual encoder of transformers; cnn_gru: small pictures; custom: factory=module:function.
 
     Processes that torchrun starts share out the encoding of every batch of --batch-size pairs, and all of them compare
@@ -163,6 +163,8 @@ def fit(
         model_config = begin.model_config
     else:
         model_config = model_of(model, sections["model"], dataset.image_shape)
+    if getattr(model_config, "pixels", None) is not None:
+        dataset = open_dataset(data, fold, "train", model=model_config, checkpoint=begin)
     if begin is not None and fit_config.total_epochs is not None and begin.epoch >= fit_config.total_epochs:
         raise BadInput(
             f"{start}: {begin.epoch} epochs are done, but fit.total_epochs is {fit_config.total_epochs}; raise it."

@@ -72,7 +72,7 @@ def decode(
     stored: bytes | Place | None, side: int, mode: str, max_pixels: int, kinds: set[str] | None = None
 ) -> npt.NDArray[np.uint8]:
     """(side, side, 3) RGB. Mode "crop" scales the shorter side to `side` and cuts the middle out; "fit" scales the
-    longer one and pads with grey.
+    longer one and pads with grey; "squeeze" scales each side by itself.
 
     The first frame of an animation, turned as its EXIF says, transparency on white, 16 bits reduced to 8; `kinds` gets
     what of this was done. Raises Unreadable for anything that Pillow does not read, or of more than `max_pixels`.
@@ -85,7 +85,7 @@ def decode(
             width, height = image.size
             if width * height > max_pixels:
                 raise Unreadable(f"{width} x {height} pixels, more than max_pixels = {max_pixels}")
-            ratio = side / (min if mode == "crop" else max)(width, height)
+            ratio = side / (max if mode == "fit" else min)(width, height)
             image.draft(None, (math.ceil(width * ratio * _GAP), math.ceil(height * ratio * _GAP)))
             pixels = np.asarray(_resized(_rgb(_upright(image)), side, mode))
             if kinds is not None:  # after all that reads pixels: looking, too, makes Pillow read them, and forgive
@@ -182,6 +182,8 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _resized(image: Image.Image, side: int, mode: str) -> Image.Image:
     width, height = image.size
+    if mode == "squeeze":
+        return image.resize((side, side), Image.Resampling.BICUBIC)
     if mode == "crop":
         short = min(width, height)
         left, top = (width - short) / 2, (height - short) / 2

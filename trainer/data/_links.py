@@ -39,12 +39,14 @@ def by_hash(image_id: str) -> Split:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The file `name` below `folder`. Raises BadInput for a name that leads out of it: data name no other files."""
+    """The file `name` below `folder`, which may be a part of it. Raises BadInput for a name that leads out of it: data
+    name no other files."""
     parts = name.replace("\\", "/").split("/")
-    if not name or "\0" in name or ".." in parts or Path(name).is_absolute() or parts[0].endswith(":"):
+    leaves = not name or "\0" in name or ".." in parts or parts[0].endswith(":")
+    if leaves or (Path(name).is_absolute() and not Path(name).is_relative_to(folder.absolute())):
         raise BadInput(
             f"{folder}: the file name {name!r} does not stay inside that folder, and is refused; names must be "
-            "relative to the folder of the images."
+            "relative to the folder of the images, or below it."
         )
     return folder / name
 

@@ -38,16 +38,16 @@ class PictureSettings(BaseModel):
     """How the pictures of a set are read; formats with pictures add their own settings.
 
     `image_size` is the side in pixels. `image_mode` "crop" scales the shorter side to it and cuts the middle out, "fit"
-    scales the longer one and pads with grey. `exclude` is a file with the ids of images to leave out, one a line.
-    `max_broken` is the share of unreadable pictures to put up with, `max_pixels` the size from which a picture counts
-    as a decompression bomb. `decode_workers` processes decode, 0 does it in this one [default: one per further core,
-    at most 8]; it changes no bit.
+    scales the longer one and pads with grey, "squeeze" scales each by itself, as ViT and SigLIP were trained. `exclude`
+    is a file with the ids of images to leave out, one a line. `max_broken` is the share of unreadable pictures to put
+    up with, `max_pixels` the size from which a picture counts as a decompression bomb. `decode_workers` processes
+    decode, 0 does it in this one [default: one per further core, at most 8]; it changes no bit.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     image_size: int = Field(default=224, ge=1, le=2048)
-    image_mode: Literal["crop", "fit"] = "crop"
+    image_mode: Literal["crop", "fit", "squeeze"] = "crop"
     exclude: Path | None = None
     max_broken: float = Field(default=0.01, ge=0, le=1)
     # Pillow's own limit, and twice that, where it refuses by itself.

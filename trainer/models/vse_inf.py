@@ -68,7 +68,10 @@ class Config(BaseModel):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if (self.text == "bert") != bool(self.bert.path):
-            raise ValueError('text = "bert" and bert.path belong together; give both or neither')
+            raise ValueError(
+                'text = "bert" and bert.path belong together; give both, [model.bert] path = "FOLDER" or in one word '
+                'vse_inf:text=bert,bert={path="FOLDER"}, or neither'
+            )
         if self.edit_masked + self.edit_random > 1:
             raise ValueError("edit_masked + edit_random is above 1; they are shares of the edited words")
         return self
