@@ -4,9 +4,9 @@ al., ICCV 2023, arXiv 2303.15343), and whatever else has image and text features
 The features are the library's own, `get_image_features` and `get_text_features`, scaled to length 1. Pictures are
 resized and normalised here as the model's image processor says (see `trainer.pixels`, how close that is to it); where
 that makes a square of any picture, as SigLIP's does, the data have to be read with `image_mode = "squeeze"`, which the
-commands of `trainer` and `pipelines init` see to, for the middle alone is left otherwise. Texts are read by the model's tokenizer. What lies beyond a caption's
-length does not contribute: CLIP takes the state at the first end-of-text token; SigLIP reads padding as text, so its
-captions are all of full length.
+commands of `trainer` and `pipelines init` see to: otherwise the middle alone is left. Texts are read by the model's
+tokenizer. What lies beyond a caption's length does not contribute: CLIP takes the state at the first end-of-text token;
+SigLIP reads padding as text, so its captions are all of full length.
 
     [model]
     name = "clip"
