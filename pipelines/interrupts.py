@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from types import FrameType
 
 import click
 
@@ -50,6 +51,14 @@ def handlers_kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _terminate(*_: object) -> NoReturn:
+def _terminate(_: int, frame: FrameType | None) -> None:
+    """Not in the middle of an import, whose callbacks would lose what is raised in them: a moment later then."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            later = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM))
+            later.daemon = True
+            later.start()
+            return
+        frame = frame.f_back
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise _Terminated

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib
 import io
 import os
 import pty
@@ -12,6 +13,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -133,6 +135,19 @@ def test_sigterm_is_told_as_the_end_it_is_and_comes_once() -> None:
         work()
     assert stopped.value.exit_code == 75
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_sigterm_during_an_import_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "stopped_here.py").write_text("import signal\nsignal.raise_signal(signal.SIGTERM)\nwhole = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def work() -> None:
+        with interrupted():
+            assert importlib.import_module("stopped_here").whole
+            time.sleep(60)
+
+    with pytest.raises(Retryable, match="stopped by SIGTERM"):
+        work()
 
 
 def test_epochs_that_were_done_before_say_nothing_of_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
