@@ -52,7 +52,7 @@ class Overtaken:
                     self.then = buckets.versions(self.location)
                 check()
 
-            lease.check = ask  # type: ignore[method-assign]
+            lease.check = ask  # type: ignore[method-assign]  # the moment of losing it is chosen here
             yield lease
 
     def every(self, *command: object) -> int:

@@ -229,10 +229,8 @@ def test_vectors_are_no_pictures(toys: SimpleNamespace, tmp_path: Path) -> None:
 def test_photos_are_read_as_the_model_was_trained(photos: Path, tmp_path: Path) -> None:
     """Of its size, and squeezed if it was: by fit, and by what uses the checkpoint; unless --data says otherwise."""
     siglip(tmp_path / "siglip")
-    base, wanted = (
-        f"folder:folder={photos},decode_workers=0",
-        "image_size=16, image_mode=squeeze, which the model wants",
-    )
+    base = f"folder:folder={photos},decode_workers=0"
+    wanted = "image_size=16, image_mode=squeeze, which the model wants"
     model = ["--model", f"clip:path={tmp_path / 'siglip'}", "--epochs", 1, "--batch-size", 8, "--threads", 1]
     assert wanted in run("fit", "--data", base, *model, "--out", tmp_path / "own").stderr
     said = run("fit", "--data", f"{base},image_size=24,image_mode=crop", *model, "--out", tmp_path / "said")
